@@ -1,0 +1,1 @@
+"""Programs that show what flujo is for. `make demo` runs `examples.demo`."""

@@ -1,0 +1,42 @@
+"""flujo: durable, resumable workflows for Python.
+
+A pipeline of typed steps saves its state after every successful step. When the process dies, a run with the same
+`run_id` goes on exactly where it was, in any process, and no finished step runs again.
+"""
+
+from __future__ import annotations
+
+from flujo import errors
+from flujo.errors import FlujoError, NonRetryableError, RunFailedError
+from flujo.execution.current import CurrentStep, current_step
+from flujo.pipeline import Pipeline, PipelineRegistry, Retry, Step, step
+from flujo.runner.flujo import Flujo
+from flujo.runner.result import PipelineResult
+from flujo.state import FileBackend, InMemoryBackend, SQLiteBackend, StateBackend, open_backend, register_type
+from flujo.state.models import StepResult, WorkflowState
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CurrentStep",
+    "FileBackend",
+    "Flujo",
+    "FlujoError",
+    "InMemoryBackend",
+    "NonRetryableError",
+    "Pipeline",
+    "PipelineRegistry",
+    "PipelineResult",
+    "Retry",
+    "RunFailedError",
+    "SQLiteBackend",
+    "StateBackend",
+    "Step",
+    "StepResult",
+    "WorkflowState",
+    "current_step",
+    "errors",
+    "open_backend",
+    "register_type",
+    "step",
+]

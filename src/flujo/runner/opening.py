@@ -1,0 +1,215 @@
+"""How a run is taken up: which code it belongs to, whether it may go on, and who may have it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from flujo._clock import Clock
+from flujo.engine import check_resumable, fresh
+from flujo.errors import (
+    ConfigurationError,
+    FlujoError,
+    ResumeError,
+    RunInProgressError,
+)  # fmt: skip
+from flujo.execution.context import ContextKind
+from flujo.execution.current import CURRENT
+from flujo.execution.events import Announcer
+from flujo.pipeline import Registered, fingerprint
+from flujo.runner.code import Code
+from flujo.runner.saving import Keeper
+from flujo.state.backends.base import Claim, NewRun, State
+
+_FIRST_LOOK_S, _LONGEST_S = 0.01, 0.25
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "no input"
+
+
+MISSING: Any = _Missing()
+
+
+class InputIgnoredWarning(UserWarning):
+    """A run that exists was called with another input; it goes on with the one that it started with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What all runs of one runner share."""
+
+    code: Code
+    contexts: ContextKind
+    initial_context: BaseModel | Mapping[str, Any] | None
+    announcer: Announcer
+    clock: Clock
+    max_crashes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pristine:
+    """A new run's input and context as they were before anything ran, encoded."""
+
+    input: bytes
+    context: dict[str, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A run that is ours (`fence`), or one that is settled (`fence` None)."""
+
+    state: State
+    code: Registered
+    fence: Any
+    crashes: int
+    context: Any
+    pristine: Pristine | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a caller asks for: see `Flujo.run`. `inline`: saves may block the calling thread."""
+
+    run_id: str
+    input: Any
+    initial_context: BaseModel | Mapping[str, Any] | None
+    wait: bool
+    inline: bool
+
+
+class Opening:
+    """Takes one run up."""
+
+    def __init__(self, setup: Setup, keeper: Keeper, request: Request) -> None:
+        self._setup, self._keeper, self._request = setup, keeper, request
+
+    async def open(self) -> Opened:
+        """Claim the run, or find it settled.
+
+        Raises RunInProgressError, ResumeError, ConfigurationError, StateError.
+        """
+        run_id, given = self._request.run_id, self._request.input
+        self._setup.code.declare_types()
+        try:
+            code = self._setup.code.for_new()
+        except FlujoError as error:
+            code = await self._code_of_saved(error)
+        new = NewRun(
+            pipeline_id=code.pipeline_id, pipeline_name=code.name, pipeline_version=code.version,
+            total_steps=len(code.pipeline.steps), fingerprint=fingerprint(code.pipeline),
+            input=None if given is MISSING else given, created_at=self._setup.clock.now(),
+        )  # fmt: skip
+        claim = await self._claim(new)
+        try:
+            return self._new(code, new, claim) if claim.state is None else self._saved(claim, claim.state)
+        except BaseException:
+            if claim.fence is not None:
+                self._keeper.backend.abandon(run_id, claim.fence, refused=True)
+            raise
+
+    async def _claim(self, new: NewRun) -> Claim:
+        run_id, clock = self._request.run_id, self._setup.clock
+        pause = _FIRST_LOOK_S
+        current = CURRENT.get()
+        while True:
+            try:
+                return await self._keeper.claim(run_id, new, now=clock.now(), inline=self._request.inline)
+            except RunInProgressError as error:
+                if current is not None and current.run_id == run_id:
+                    raise RunInProgressError(
+                        f"Step {current.name!r} of run {run_id!r} called run() for its own run.",
+                        hint="A step cannot wait for the run that it is part of; give the inner one its own run_id.",
+                        run_id=run_id,
+                    ) from error
+                if not self._request.wait:
+                    raise
+            await clock.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_S)
+
+    async def _code_of_saved(self, error: FlujoError) -> Registered:
+        """The version asked for is not there: that matters to a new run only."""
+        stored = await self._keeper.backend.load_state(self._request.run_id)
+        if stored is None:
+            raise error
+        return self._setup.code.for_state(stored)
+
+    def _new(self, code: Registered, new: NewRun, claim: Claim) -> Opened:
+        setup, codec, steps = self._setup, self._keeper.codec, code.pipeline.steps
+        setup.contexts.check(code.pipeline)
+        given = self._first_input(code, "does not exist")
+        state = fresh(self._request.run_id, code, new.fingerprint, given, new.created_at)
+        state["fence"] = claim.fence
+        context, encoded = None, {}
+        initial = self._request.initial_context
+        data = setup.initial_context if initial is None else initial
+        if data or self._wants_context(code):
+            encoded = codec.encode_fields(setup.contexts.values(setup.contexts.make(data)), "context")
+            # A copy: what the caller gave stays the caller's.
+            context = setup.contexts.restore({name: codec.decode(value) for name, value in encoded.items()})
+            state["pipeline_context"] = setup.contexts.values(context)
+        pristine = None
+        if context is not None or steps[0].retry.max_retries:
+            pristine = Pristine(input=codec.encode(given, "input"), context=encoded)
+        return Opened(
+            state=state, code=code, fence=claim.fence, crashes=claim.crashes, context=context, pristine=pristine
+        )
+
+    def _first_input(self, code: Registered, why: str) -> Any:
+        """Return what the first step starts with, for a run that holds no input; raises ConfigurationError."""
+        if self._request.input is not MISSING:
+            return self._request.input
+        first = code.pipeline.steps[0]
+        if not first.takes_input:
+            return None
+        raise ConfigurationError(
+            f"Run {self._request.run_id!r} {why}, and step {first.name!r} needs an input to start with.",
+            hint="Call run(input, run_id=...).",
+            run_id=self._request.run_id,
+        )
+
+    def _saved(self, claim: Claim, state: State) -> Opened:
+        setup, given = self._setup, self._request.input
+        code = setup.code.for_state(state)
+        check_resumable(state, code)
+        setup.contexts.check(code.pipeline)
+        by_hand = state["input"] is None and state["fingerprint"] is None
+        if given is not MISSING and not by_hand:
+            self._compare_input(state["input"], given)
+        try:
+            context = setup.contexts.restore(state["pipeline_context"])
+        except ResumeError as error:
+            error.data["run_id"] = state["run_id"]
+            raise
+        pristine = None
+        if claim.fence is not None:
+            state = {**state, "fence": claim.fence, "status": "running", "total_steps": len(code.pipeline.steps)}
+            if by_hand and state["current_step_index"] == 0:
+                state["input"] = self._first_input(code, "has no input")
+                pristine = Pristine(input=self._keeper.codec.encode(state["input"], "input"), context={})
+        return Opened(
+            state=state, code=code, fence=claim.fence, crashes=claim.crashes,
+            context=context if context or self._wants_context(code) else None, pristine=pristine,
+        )  # fmt: skip
+
+    def _wants_context(self, code: Registered) -> bool:
+        return self._setup.contexts.wanted_by(code.pipeline)
+
+    def _compare_input(self, stored: Any, given: Any) -> None:
+        codec = self._keeper.codec
+        try:
+            same = codec.encode(stored, "input") == codec.encode(given, "input") or bool(stored == given)
+        except Exception:  # it cannot be saved, or compared
+            same = False
+        if not same:
+            warnings.warn(
+                f"Run {self._request.run_id!r} exists with another input, which it goes on with; "
+                "the input given now is ignored. Use another run_id for another input.",
+                InputIgnoredWarning,
+                stacklevel=2,
+            )

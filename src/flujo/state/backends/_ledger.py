@@ -1,0 +1,265 @@
+"""Claims, saves and loads in terms of rows: what all log-structured backends share.
+
+Everything here runs within one transaction of a store (`Tx`) or computes what such a transaction needs. A claim's
+`Held` remembers the tip of its run, so that a save is computed from memory and costs what changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from pydantic_core import to_json
+
+from flujo._clock import micros, moment
+from flujo.errors import FencedError, RunInProgressError, StateError
+from flujo.state import delta
+from flujo.state.backends._loading import Tip, check_status, corrupted, folded_context, tip_of
+from flujo.state.backends._rows import (
+    MAX_REV,
+    LogRow,
+    RunRow,
+    Tx,
+    context_sum,
+    make_row,
+    pack_records,
+    snapshot_sum,
+)  # fmt: skip
+from flujo.state.backends.base import NewRun, State, settled
+from flujo.state.codec import Codec
+from flujo.state.models import record_from
+
+_REST = ("position", "phase", "waiting", "due_at", "mail_seen", "error")
+_SMALL = 16 * 1024
+_OURS = Codec()  # what is flujo's own is kept whatever limits the user's payloads have
+
+
+@dataclass(slots=True)
+class Held:
+    """A live claim of this process. `before` is the tip before the last save, to recognise that save again."""
+
+    run_id: str
+    key: int
+    identity: bytes
+    fence: int
+    inline: bool
+    tip: Tip
+    before: Tip | None = None
+    found: str = "running"  # the run's status when it was claimed
+    by: int = 0  # the `id` of the backend that claimed it
+
+
+class Save(NamedTuple):
+    """A save that is ready to be written."""
+
+    held: Held
+    row: LogRow
+    tip: Tip
+    snapshot: bytes | None
+    error: str | None
+    due: int | None
+
+
+def prepare(held: Held, state: State, codec: Codec) -> Save:
+    """Encode a fenced save against its claim's tip; raises FencedError, NotSerializableError."""
+    tip = held.tip
+    rev: int = state["rev"]
+    if rev != tip.rev + 1:
+        if rev != tip.rev or held.before is None:
+            raise fenced(held.run_id, f"save {rev} does not follow save {tip.rev}")
+        tip = held.before  # the same save again: it will be recognised by its checksum
+    return prepare_row(held, tip, rev, state, codec)
+
+
+def prepare_row(held: Held, tip: Tip, rev: int, state: State, codec: Codec) -> Save:
+    """Encode the save that follows `tip`."""
+    if rev > MAX_REV:
+        raise StateError(f"Run {held.run_id!r} has {MAX_REV} saves; a run cannot have more.", run_id=held.run_id)
+    index, output = state["current_step_index"], state["last_step_output"]
+    records = state.get("step_history") or ()
+    if output is tip.output and index == tip.idx:  # unchanged, whatever a failed step did to the object since
+        encoded, out_rev = None, tip.out_rev
+    else:
+        encoded, out_rev = codec.encode(output, "output"), rev
+    values = state["pipeline_context"]
+    if values is tip.values:
+        fields, change = tip.fields, None
+    elif not values and tip.fields is None:  # a run without a context writes none
+        fields, change = None, None
+    else:
+        fields = codec.encode_fields(values, "context")
+        change = delta.difference(tip.fields, fields)
+    ctx = tip.ctx if change is None else context_sum(tip.ctx, change)
+    busy, ended = tip.busy, tip.ended + len(records)
+    for record in records:
+        busy += int(record.latency_s * 1e6)
+    since, snap_rev, snapshot = tip.since, tip.snap_rev, None
+    if change is not None and fields is not None and tip.fields is not None:
+        since += len(change)
+        if since > 2 * max(_SMALL, sum([len(value) for value in fields.values()])):
+            snapshot = delta.document(fields)
+            since, snap_rev = 0, rev
+    row = make_row(
+        held.identity, tip.sum, held.key << 24 | rev, index, state["status"],
+        micros(state["updated_at"]), busy, ended, out_rev, snap_rev,
+        pack_records(records, output, codec), encoded, change, ctx, _pack_rest(state),
+    )  # fmt: skip
+    new = Tip(rev, index, row.sum, busy, ended, out_rev, snap_rev, ctx, fields, values, output, since)
+    error = state.get("error")
+    due = state.get("due_at")
+    return Save(
+        held, row, new, snapshot, f"{error['type']}: {error['text']}" if error else None, micros(due) if due else None
+    )
+
+
+def write(tx: Tx, save: Save) -> None:
+    """Write a prepared save; raises FencedError where the claim is an old one. Writing it twice is writing it once."""
+    held, row = save.held, save.row
+    if not tx.append(row, held.fence):
+        there = tx.row(held.key, row.rev)
+        if there is not None and there.sum == row.sum:
+            return
+        raise fenced(held.run_id, "another owner has claimed the run")
+    if save.snapshot is not None:
+        tx.put_snapshot(row.seq, save.snapshot, snapshot_sum(row.ctx, save.snapshot))
+    if row.status != "running":
+        tx.finish(held.key, held.fence, row, save.error, save.due)
+
+
+def written(tx: Tx, save: Save) -> bool:
+    """Return whether a save whose outcome is unknown is in the store."""
+    there = tx.row(save.held.key, save.row.rev)
+    return there is not None and there.sum == save.row.sum
+
+
+def advance(save: Save) -> None:
+    """Let the claim's tip follow an acknowledged save."""
+    held = save.held
+    if save.tip.rev > held.tip.rev:
+        held.before, held.tip = held.tip, save.tip
+
+
+def fenced(run_id: str, why: str) -> FencedError:
+    """Return the error of a save by somebody who no longer owns the run."""
+    return FencedError(
+        f"The save of run {run_id!r} was refused: {why}.",
+        hint="Nothing was written; whoever owns the run now goes on from the last saved step.",
+        run_id=run_id,
+    )
+
+
+def claim_row(
+    tx: Tx,
+    run_id: str,
+    new: NewRun,
+    codec: Codec,
+    now: datetime,
+    *,
+    force: bool,
+    holds: Callable[[str, int], bool],
+) -> tuple[RunRow, str]:
+    """Take the run's row for a new owner, or return it unclaimed (fence None) where the run is settled.
+
+    The second part of the answer is the status that the run was found in.
+    `holds` says of a run and a fence whether a live claim of this very process has them. Raises RunInProgressError.
+    """
+    run = tx.find(run_id)
+    if run is not None and is_settled(run, now):
+        run.fence = None
+        return run, run.status
+    tip = tx.newest(run.key) if run is not None else None
+    rev = tip.rev if tip else 0
+    crashes = run.crashes if run is not None and run.claim_rev == rev else 0
+    if run is not None and tip is not None:
+        check_status(run, tip)  # now, since a claim overwrites what it compares
+    elif run is not None and (run.rev or run.claim_rev):
+        raise corrupted(run, "its saved rows are gone")
+    if run is not None and run.owner is not None and run.fence is not None:
+        mine = run.owner == tx.me
+        who = tx.owner_of(run) if not mine else "this process" if holds(run_id, run.fence) else None
+        if who is not None and not force:
+            raise in_progress(run, who)
+        crashes += who is None and not mine
+    if run is None or tip is None:
+        run = _new_row(run_id, new, codec, run.key if run else 0)
+    found, run.status, run.updated_at = run.status, "running", micros(now)
+    run.fence, run.owner, run.claimed_at = tx.draw_fence(), tx.me, micros(now)
+    run.claim_rev, run.crashes = rev, crashes
+    tx.put_run(run)
+    return run, found
+
+
+def is_settled(run: RunRow, now: datetime) -> bool:
+    """Return whether the run is over or waits for somebody."""
+    return settled(run.status, moment(run.due_at) if run.due_at else None, now)
+
+
+def in_progress(run: RunRow, who: str) -> RunInProgressError:
+    """Return the error of a run that somebody else executes."""
+    since = moment(run.claimed_at) if run.claimed_at else None
+    return RunInProgressError(
+        f"Run {run.run_id!r} is being executed by {who}" + (f" since {since:%Y-%m-%d %H:%M:%S} UTC." if since else "."),
+        hint="Wait for it with run(..., wait=True), or use another run_id.",
+        run_id=run.run_id,
+        owner=who,
+        since=since,
+    )
+
+
+def _new_row(run_id: str, new: NewRun, codec: Codec, key: int) -> RunRow:
+    return RunRow(
+        key=key, run_id=run_id, pipeline_id=new.pipeline_id, pipeline_name=new.pipeline_name,
+        pipeline_version=new.pipeline_version, total_steps=new.total_steps, fingerprint=new.fingerprint,
+        input=codec.encode(new.input, "input"), created_at=micros(new.created_at),
+    )  # fmt: skip
+
+
+def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
+    """Write a state that comes without a fence: nobody may own the run, and every older claim is void."""
+    run = tx.find(run_id)
+    new = _row_by_hand(run_id, state, codec, run)
+    records = [record_from(r) for r in state.get("step_history") or ()]
+    trial = Held(run_id, 0, b"", 0, True, Tip())  # what is refused is refused before anything is changed
+    prepare_row(trial, Tip(), 1, {**state, "step_history": records}, codec)
+    if run is not None and (tx.newest(run.key) is None or run.identity() != new.identity()):
+        tx.drop_run(run.key)
+        run = None
+    if run is None:
+        run = new
+    run.fence, run.owner = tx.draw_fence(), None
+    run.status, run.updated_at, run.error_message = "running", new.updated_at, None
+    tx.put_run(run)
+    tip = Tip()
+    if newest := tx.newest(run.key):
+        text, since = folded_context(tx, run, newest)
+        tip = tip_of(newest)._replace(fields=delta.split(text) if text else None, since=since)
+    held = Held(run_id, run.key, run.identity(), run.fence, True, tip)
+    skip = tip.ended if state.get("history_offset") in (None, 0) else 0
+    write(tx, prepare_row(held, tip, tip.rev + 1, {**state, "step_history": records[skip:]}, codec))
+    if state["status"] == "running":
+        tx.set_free(run.key, run.fence)
+
+
+def _row_by_hand(run_id: str, state: State, codec: Codec, old: RunRow | None) -> RunRow:
+    total, fingerprint, given = state.get("total_steps"), state.get("fingerprint"), None
+    if "input" in state:
+        if state["input"] is not None or (old is not None and old.input is not None):
+            given = codec.encode(state["input"], "input")
+    elif old is not None:
+        total, fingerprint, given = old.total_steps, old.fingerprint, old.input
+    return RunRow(
+        run_id=run_id, pipeline_id=state["pipeline_id"], pipeline_name=state["pipeline_name"],
+        pipeline_version=state["pipeline_version"], total_steps=total, fingerprint=fingerprint, input=given,
+        created_at=micros(state["created_at"]), status=state["status"], updated_at=micros(state["updated_at"]),
+    )  # fmt: skip
+
+
+def _pack_rest(state: Mapping[str, Any]) -> bytes | None:
+    rest = {}
+    for name in _REST:
+        value = state.get(name)
+        if value is not None and value != 0:
+            rest[name] = micros(value) if name == "due_at" else _OURS.lower(value, name)
+    return to_json(rest) if rest else None

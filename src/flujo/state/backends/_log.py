@@ -1,0 +1,263 @@
+"""`LogBackend`: the whole port over a store that runs transactions; memory and SQL differ only in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from flujo._ids import check_run_id
+from flujo.errors import UnknownTypeError
+from flujo.state.backends import _ledger, _loading
+from flujo.state.backends._ledger import Held, Save
+from flujo.state.backends._rows import RunQuery, RunRow, Tx
+from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, State, StateBackend
+from flujo.state.codec import Codec
+from flujo.state.models import StepRecord, checked_state
+
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """What a LogBackend asks of its store. All of it works from any thread and any event loop."""
+
+    held: dict[str, Held]
+
+    async def read(self, run_id: str | None, work: Callable[[Any], T]) -> T:
+        """Run `work` on a consistent view of that run, or of the whole store (None)."""
+
+    async def write(
+        self,
+        run_id: str | None,
+        work: Callable[[Any], T],
+        *,
+        peek: Callable[[Any], T | None] | None = None,
+        undo: Callable[[], None] | None = None,
+        inline: bool = False,
+    ) -> T:
+        """Run `work` in a transaction and commit it, unless `peek`, which only reads, has the answer already.
+
+        `undo` is called whenever the transaction is rolled back. Never abandoned: a caller that is cancelled gets its
+        CancelledError after the outcome is known.
+        """
+
+    async def append(self, save: Save) -> None:
+        """Write a prepared save, together with others that wait at the same time."""
+
+    def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
+        """Run `work` in a transaction some time; nobody waits for it."""
+
+
+class LogBackend(StateBackend, Reading):
+    """A backend that keeps a log of saves. See `SQLiteBackend` and `InMemoryBackend`."""
+
+    def __init__(self, codec: Codec | None) -> None:
+        self.codec: Codec = codec or Codec()
+
+    def _store(self) -> Store:
+        raise NotImplementedError
+
+    async def save_state(self, run_id: str, state: State) -> None:
+        """Append a save to the run's log. See `StateBackend.save_state`.
+
+        Raises FencedError, NotSerializableError (with the path to the value), SaveError, RunInProgressError (a save
+        without a fence, of a run that a live owner executes).
+        """
+        store = self._store()
+        fence = state.get("fence")
+        if fence is None:
+            await self._save_by_hand(store, check_run_id(run_id), state)
+            return
+        held = store.held.get(run_id)
+        if held is None or held.fence != fence:
+            raise _ledger.fenced(run_id, "this process has no such claim")
+        save = _ledger.prepare(held, state, self.codec)
+        await store.append(save)
+        _ledger.advance(save)
+        if save.row.status != "running" and store.held.get(run_id) is held:
+            del store.held[run_id]
+
+    async def _save_by_hand(self, store: Store, run_id: str, state: State) -> None:
+        checked = checked_state(run_id, state)
+        if state.get("unresolved"):
+            names = ", ".join(state["unresolved"])
+            raise UnknownTypeError(
+                f"The state of run {run_id!r} was loaded without the types {names}, so saving it would lose them.",
+                hint="Call register_type with them before loading; if the plain data are meant, delete `unresolved`.",
+                run_id=run_id,
+                type_name=state["unresolved"][0],
+            )
+
+        def work(tx: Tx) -> None:
+            run = tx.find(run_id)
+            self._refuse_live(store, tx, run)
+            _ledger.save_by_hand(tx, run_id, checked, self.codec)
+
+        await store.write(run_id, work)
+
+    def _refuse_live(self, store: Store, tx: Tx, run: RunRow | None) -> None:
+        if run is None or run.owner is None or run.fence is None:
+            return
+        if run.owner == tx.me:
+            who = "this process" if self._live(store, run.run_id, run.fence) else None
+        else:
+            who = tx.owner_of(run)
+        if who is not None:
+            raise _ledger.in_progress(run, who)
+
+    @staticmethod
+    def _live(store: Store, run_id: str, fence: int) -> bool:
+        held = store.held.get(run_id)
+        return held is not None and held.fence == fence
+
+    async def load_state(self, run_id: str) -> State | None:
+        """Return the run's newest state with all its step records, verified against its checksums, or None.
+
+        A stored type that this process does not know is plain data here, and is named in the state's `unresolved`.
+        Raises StateCorruptedError.
+        """
+
+        def work(tx: Tx) -> State | None:
+            run = tx.find(run_id)
+            found = _loading.load(tx, run, self.codec, strict=False) if run else None
+            if run is None or found is None:
+                return None
+            state = found[0]
+            state["step_history"] = _loading.history(tx, run, self.codec, 0, None, strict=False)
+            state["history_offset"] = 0
+            return state
+
+        return await self._store().read(check_run_id(run_id), work)
+
+    async def delete_state(self, run_id: str) -> None:
+        """Forget the run; raises RunInProgressError while a live owner executes it."""
+        store = self._store()
+
+        def work(tx: Tx) -> None:
+            run = tx.find(run_id)
+            self._refuse_live(store, tx, run)
+            if run is not None:
+                tx.drop_run(run.key)
+
+        await store.write(check_run_id(run_id), work)
+
+    async def claim(
+        self, run_id: str, new: NewRun, *, now: datetime, force: bool = False, inline: bool = False
+    ) -> Claim:
+        """Become the run's only owner. See `StateBackend.claim`; here it holds between processes too."""
+        store = self._store()
+        taken: list[Held] = []
+
+        def undo() -> None:
+            for held in taken:
+                _forget(store, held)
+
+        def give_back(tx: Tx) -> None:
+            undo()
+            for held in taken:
+                tx.set_free(held.key, held.fence)
+
+        def work(tx: Tx) -> Claim:
+            run, status = _ledger.claim_row(
+                tx, run_id, new, self.codec, now, force=force, holds=partial(self._live, store)
+            )
+            found = _loading.load(tx, run, self.codec)
+            state, tip = found if found else (None, _loading.Tip())
+            if run.fence is not None:
+                held = Held(run_id, run.key, run.identity(), run.fence, inline, tip, found=status, by=id(self))
+                taken.append(held)
+                store.held[run_id] = held
+            return Claim(fence=run.fence, state=state, crashes=run.crashes)
+
+        def settled(tx: Tx) -> Claim | None:
+            run = tx.find(run_id)
+            if run is None or not _ledger.is_settled(run, now):
+                return None
+            found = _loading.load(tx, run, self.codec)
+            return Claim(fence=None, state=found[0]) if found else None
+
+        try:
+            return await store.write(check_run_id(run_id), work, peek=settled, undo=undo, inline=inline)
+        except BaseException as error:
+            undo()
+            if taken or isinstance(error, GeneratorExit):  # it may be committed all the same, or be so later
+                store.soon(run_id, give_back)
+            raise
+
+    async def release(self, run_id: str, fence: int) -> None:
+        """Give the run back as it was last saved; nothing happens where the fence is an old one."""
+        store = self._store()
+        held = store.held.get(run_id)
+        if held is not None and held.fence == fence:
+            _forget(store, held)
+            try:
+                await store.write(run_id, lambda tx: tx.set_free(held.key, fence), inline=held.inline)
+            except BaseException:  # as long as this process lives, nobody else could have the run
+                store.soon(run_id, lambda tx: tx.set_free(held.key, fence))
+                raise
+
+    def abandon(self, run_id: str, fence: int, *, refused: bool = False) -> None:
+        """Release without waiting for it. See `StateBackend.abandon`."""
+        store = self._store()
+        held = store.held.get(run_id)
+        if held is not None and held.fence == fence:
+            give_back(store, held, held.found if refused else "running")
+
+    def holds(self, run_id: str, fence: int) -> bool:
+        """Return False where this process knows already that the fence is an old one."""
+        return self._live(self._store(), run_id, fence)
+
+    async def history(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+        """Return the run's step records in the order they were saved, without the first `after`."""
+
+        def work(tx: Tx) -> list[StepRecord]:
+            run = tx.find(run_id)
+            return _loading.history(tx, run, self.codec, after, limit, strict=False) if run else []
+
+        return await self._store().read(check_run_id(run_id), work)
+
+    async def load_at(self, run_id: str, rev: int | None = None, *, head: bool = True) -> State | None:
+        """Return the state as it was after save number `rev` (None: the newest), or None where there is none."""
+
+        def work(tx: Tx) -> State | None:
+            run = tx.find(run_id)
+            found = _loading.load(tx, run, self.codec, rev=rev, strict=False) if run else None
+            if run is None or found is None:
+                return None
+            state = found[0]
+            if not head:
+                state["step_history"] = _loading.history(tx, run, self.codec, 0, state["history_offset"], strict=False)
+                state["history_offset"] = 0
+            return state
+
+        return await self._store().read(check_run_id(run_id), work)
+
+    async def list_runs(
+        self,
+        where: Mapping[str, str] | None = None,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+        after: str | None = None,
+        since: datetime | None = None,
+    ) -> list[RunSummary]:
+        """Return runs, the most recently updated first, without payloads. See `Reading.list_runs`."""
+        query = RunQuery(where=where or {}, limit=limit, offset=offset, after=after, since=since)
+        return await self._store().read(None, lambda tx: tx.list_runs(query))
+
+    async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
+        """Return how many runs there are, by `status` or `pipeline_id`."""
+        found = await self._store().read(None, lambda tx: tx.count_runs(where or {}, by))
+        return {name: count for name, (count, _) in found.items()}
+
+
+def give_back(store: Store, held: Held, status: str = "running") -> None:
+    """Release a claim some time soon."""
+    _forget(store, held)
+    store.soon(held.run_id, lambda tx: tx.set_free(held.key, held.fence, status))
+
+
+def _forget(store: Store, held: Held) -> None:
+    if store.held.get(held.run_id) is held:
+        del store.held[held.run_id]

@@ -1,0 +1,198 @@
+"""What lies in a log-structured store: one `RunRow` a run, one `LogRow` a save, chained by checksums.
+
+A log row's checksum covers the run's identity, the checksum of the row before, and everything in the row. The
+context's own chain (`ctx`) lets a reader check the deltas that it folds without reading the rows between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple, Protocol
+
+from pydantic_core import from_json, to_json
+
+from flujo.errors import ConfigurationError
+from flujo.state.backends.base import RunSummary
+from flujo.state.codec import Codec
+from flujo.state.models import StepRecord
+
+MAX_REV = (1 << 24) - 1
+
+
+@dataclass(slots=True, kw_only=True)
+class RunRow:
+    """One run. Written when it is claimed and when its status changes, and by nothing else. Times in us since 1970."""
+
+    key: int = 0
+    run_id: str
+    pipeline_id: str
+    pipeline_name: str
+    pipeline_version: str
+    total_steps: int | None
+    fingerprint: str | None
+    input: bytes | None
+    created_at: int
+    status: str = "running"
+    rev: int = 0  # the newest rev when the status last changed
+    updated_at: int = 0
+    error_message: str | None = None
+    due_at: int | None = None
+    fence: int | None = None
+    owner: int | None = None
+    claimed_at: int | None = None
+    claim_rev: int = 0  # the newest rev at the claim: a dead owner with no rev since then has crashed once more
+    crashes: int = 0
+    busy: int = 0  # us spent in steps when the status last changed
+    digest: bytes | None = None  # not stored: what `identity` has found out
+
+    def identity(self) -> bytes:
+        """Return the digest that binds every log row to its run."""
+        if self.digest is None:
+            self.digest = self._identity()
+        return self.digest
+
+    def _identity(self) -> bytes:
+        facts = (
+            self.run_id, self.pipeline_id, self.pipeline_name, self.pipeline_version,
+            self.total_steps, self.fingerprint, self.created_at,
+        )  # fmt: skip
+        text = to_json(facts) + (b"-" if self.input is None else b"+" + self.input)
+        return blake2b(text, digest_size=16).digest()
+
+
+COLUMNS = tuple(name for name in RunRow.__slots__ if name != "digest")
+
+
+class LogRow(NamedTuple):
+    """One save. `seq` is the run's key and the rev in one integer, so that a run's rows lie side by side."""
+
+    seq: int
+    idx: int
+    status: str
+    at: int
+    busy: int  # us spent in steps so far
+    ended: int  # step records so far
+    out_rev: int  # the rev whose row holds the last step's output; 0: none yet
+    snap_rev: int  # the rev whose snapshot the deltas since then start from; 0: the empty text
+    records: bytes | None
+    output: bytes | None
+    delta: bytes | None
+    ctx: bytes
+    rest: bytes | None
+    sum: bytes
+
+    @property
+    def rev(self) -> int:
+        """The number of this save."""
+        return self.seq & MAX_REV
+
+
+def make_row(identity: bytes, before: bytes, *facts: Any) -> LogRow:
+    """Return the row of these facts (the fields of LogRow up to `rest`), with its checksum."""
+    return LogRow._make((*facts, row_sum(identity, before, facts)))
+
+
+def row_sum(identity: bytes, before: bytes, facts: Sequence[Any]) -> bytes:
+    """Return the checksum of a row that follows the row with checksum `before`."""
+    records, output, delta, ctx, rest = facts[8:]
+    lengths = [-1 if blob is None else len(blob) for blob in (records, output, delta, rest)]
+    head = b"%d,%d,%a,%d,%d,%d,%d,%d,%d,%d,%d,%d;" % (*facts[:8], *lengths)
+    parts = (identity, before, head, records or b"", output or b"", delta or b"", ctx, rest or b"")
+    return blake2b(b"".join(parts), digest_size=16).digest()
+
+
+def context_sum(before: bytes, delta: bytes) -> bytes:
+    """Return the context chain's next link."""
+    return blake2b(before + delta, digest_size=16).digest()
+
+
+def snapshot_sum(ctx: bytes, text: bytes) -> bytes:
+    """Return the checksum of a snapshot taken where the context chain stood at `ctx`."""
+    return blake2b(text, digest_size=16, key=ctx).digest()
+
+
+def pack_records(records: Sequence[StepRecord], last: Any, codec: Codec) -> bytes | None:
+    """Return the records as a JSON array; the output that is the run's last is left to the row's own column."""
+    if not records:
+        return None
+    return b"[" + b",".join([_pack_record(r, last, codec) for r in records]) + b"]"
+
+
+def _pack_record(record: StepRecord, last: Any, codec: Codec) -> bytes:
+    text = b'{"path":%b,"latency_s":%.6f' % (_path_json(record.path), record.latency_s)
+    if record.attempts != 1:
+        text += b',"attempts":%d' % record.attempts
+    if not record.success:
+        return text + b',"success":false,"feedback":' + to_json(record.feedback) + b"}"
+    if record.output is last:
+        return text + b"}"
+    return text + b',"output":' + codec.encode(record.output, f"output of {record.name}") + b"}"
+
+
+@lru_cache(maxsize=1024)
+def _path_json(path: tuple[str, ...]) -> bytes:
+    return to_json(path)
+
+
+def unpack_records(text: bytes, last: bytes | None, codec: Codec, *, strict: bool) -> list[StepRecord]:
+    """Return the records of a row whose own output column is `last`."""
+    records = []
+    for facts in from_json(text):
+        success = facts.get("success", True)
+        if "output" in facts:
+            output = codec.lift(facts["output"], strict=strict)
+        else:
+            output = codec.decode(last, strict=strict) if success and last is not None else None
+        facts.update(path=tuple(facts["path"]), output=output)
+        records.append(StepRecord(**facts))
+    return records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunQuery:
+    """Which runs to list, the most recently updated first. See `Reading.list_runs`."""
+
+    where: Mapping[str, str]
+    limit: int
+    offset: int = 0
+    after: str | None = None
+    since: datetime | None = None
+
+
+def column(name: str) -> str:
+    """Return the name of a column that runs can be told apart by; raises ConfigurationError for any other."""
+    if name not in ("status", "pipeline_id"):
+        raise ConfigurationError(
+            f"Runs can be told apart by status and by pipeline_id, not by {name!r}.", hint="Use one of these."
+        )
+    return name
+
+
+class Tx(Protocol):
+    """What the ledger asks of a store, within one transaction."""
+
+    me: int | None
+
+    def find(self, run_id: str) -> RunRow | None: ...
+    def put_run(self, run: RunRow) -> None: ...
+    def drop_run(self, key: int) -> None: ...
+    def newest(self, key: int) -> LogRow | None: ...
+    def row(self, key: int, rev: int) -> LogRow | None: ...
+    def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]: ...
+    def deltas(self, key: int, after: int, upto: int) -> list[bytes]: ...
+    def append(self, row: LogRow, fence: int) -> bool: ...
+    def snapshot(self, key: int, rev: int) -> tuple[bytes, bytes] | None: ...
+    def put_snapshot(self, seq: int, text: bytes, check: bytes) -> None: ...
+    def finish(self, key: int, fence: int, row: LogRow, error: str | None, due: int | None) -> None: ...
+    def set_free(self, key: int, fence: int, status: str = "running") -> None: ...
+    def draw_fence(self) -> int: ...
+    def owner_of(self, run: RunRow) -> str | None: ...
+    def list_runs(self, query: RunQuery) -> list[RunSummary]: ...
+    def count_runs(self, where: Mapping[str, str], by: str) -> dict[str, tuple[int, int]]: ...
+    def old_runs(self, status: str, before: int, limit: int) -> list[tuple[int, str, int]]: ...
+    def recent(self, since: int) -> int: ...
+    def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]: ...

@@ -1,0 +1,197 @@
+"""The port that every store implements: three methods, and capabilities that are whole or absent.
+
+To write a backend, subclass `StateBackend` and implement `save_state`, `load_state` and `delete_state`. Such a
+backend is correct: it is handed complete, JSON-ready states. What it lacks is what the capabilities give: its runs
+are protected against a second owner within this process only, and each save writes the whole state.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from flujo.errors import RunInProgressError
+from flujo.state.codec import Codec
+from flujo.state.models import StepRecord, as_moment, as_utc
+
+State = dict[str, Any]
+_fences = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """What a claim needs to know of a run that does not exist yet."""
+
+    pipeline_id: str
+    pipeline_name: str
+    pipeline_version: str
+    total_steps: int
+    fingerprint: str
+    input: Any
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """The answer to a claim.
+
+    Fields: `fence`, the token that every save must carry, or None where the run is settled (completed, cancelled, or
+    waiting) and was not claimed; `state`, the run's newest state, or None where none was saved yet. A backend with the
+    Reading capability leaves `step_history` empty there and says in `history_offset` how many records it has.
+    `crashes` counts the owners that died since the last save.
+    """
+
+    fence: int | None
+    state: State | None
+    crashes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSummary:
+    """One run in a listing, without its payloads."""
+
+    run_id: str
+    pipeline_id: str
+    pipeline_name: str
+    pipeline_version: str
+    status: str
+    current_step_index: int
+    total_steps: int | None
+    error_message: str | None
+    created_at: datetime
+    updated_at: datetime
+    execution_time_ms: float = 0.0
+
+
+def settled(status: str, due_at: datetime | None, now: datetime) -> bool:
+    """Return whether a run of this status has nothing to do now: it is over, or waits for somebody."""
+    if status == "paused":
+        return due_at is None or as_utc(due_at) > now
+    return status in ("completed", "cancelled")
+
+
+class StateBackend(ABC):
+    """A store of workflow states. A subclass implements the three abstract methods.
+
+    `codec` is the codec that the backend stores values with. A backend without one (None) is handed states whose
+    payloads are plain JSON data, with tags where a value needs one, so it may keep them in any form that keeps JSON.
+    """
+
+    codec: Codec | None = None
+
+    @abstractmethod
+    async def save_state(self, run_id: str, state: State) -> None:
+        """Save `state` as the newest state of the run; return when it is as durable as the backend promises.
+
+        `state` is a fresh dict. With `state["fence"]` the save succeeds only for the owner that drew that fence
+        (else FencedError, and nothing is written). Whatever this raises stops the run.
+        """
+
+    @abstractmethod
+    async def load_state(self, run_id: str) -> State | None:
+        """Return the newest state of the run, or None where there is none."""
+
+    @abstractmethod
+    async def delete_state(self, run_id: str) -> None:
+        """Forget the run; nothing happens where there is none."""
+
+    # Owning: here within this process only.
+
+    async def claim(
+        self, run_id: str, new: NewRun, *, now: datetime, force: bool = False, inline: bool = False
+    ) -> Claim:
+        """Become the run's only owner, unless it is settled or a live owner has it.
+
+        Arguments: `new` describes the run in case it does not exist; `now` is the time to compare timers with;
+        `force` takes the run even from a live owner, whose saves are refused from then on; `inline` permits this
+        claim's saves to block the calling thread (its event loop has nothing else to do).
+        Raises RunInProgressError.
+        """
+        owned = self._owned()
+        fence = next(_fences)
+        if force:
+            owned[run_id] = fence
+        elif owned.setdefault(run_id, fence) != fence:
+            raise RunInProgressError(
+                f"Run {run_id!r} is being executed in this process.",
+                hint="Wait for it with run(..., wait=True), or use another run_id.",
+                run_id=run_id,
+            )
+        try:
+            state = await (self.load_at(run_id) if isinstance(self, Reading) else self.load_state(run_id))
+            if state is None or not settled(state.get("status", "running"), as_moment(state.get("due_at")), now):
+                return Claim(fence=fence, state=state)
+        except BaseException:
+            self.abandon(run_id, fence)
+            raise
+        self.abandon(run_id, fence)
+        return Claim(fence=None, state=state)
+
+    async def release(self, run_id: str, fence: int) -> None:
+        """Give the run back as it was last saved; nothing happens where the fence is an old one."""
+        self.abandon(run_id, fence)
+
+    def abandon(self, run_id: str, fence: int, *, refused: bool = False) -> None:
+        """Release without waiting for it: what a finalizer can do.
+
+        `refused` says that the run was not taken up: it gets the status back that it was found in.
+        """
+        owned = self._owned()
+        if owned.get(run_id) == fence:
+            del owned[run_id]
+
+    def holds(self, run_id: str, fence: int) -> bool:
+        """Return False where this process knows already that the fence is an old one."""
+        return self._owned().get(run_id) == fence
+
+    def _owned(self) -> dict[str, int]:
+        owned: dict[str, int] = self.__dict__.setdefault("_flujo_owned", {})
+        return owned
+
+    async def close(self) -> None:  # noqa: B027  (a backend that holds nothing open has nothing to do)
+        """Close what the backend holds open; using it afterwards is an error."""
+
+
+class Reading(ABC):
+    """The capability to read parts of a run: saves then carry only what is new, and resuming reads only the head."""
+
+    @abstractmethod
+    async def history(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
+        """Return the run's step records in the order they were saved, without the first `after`."""
+
+    @abstractmethod
+    async def load_at(self, run_id: str, rev: int | None = None, *, head: bool = True) -> State | None:
+        """Return the state as it was after save number `rev` (None: the newest), or None where there is none.
+
+        With `head` its `step_history` is left empty; `history_offset` says how many records there are.
+        """
+
+    @abstractmethod
+    async def list_runs(
+        self,
+        where: Mapping[str, str] | None = None,
+        *,
+        limit: int = 100,
+        offset: int = 0,
+        after: str | None = None,
+        since: datetime | None = None,
+    ) -> list[RunSummary]:
+        """Return runs, the most recently updated first, without payloads.
+
+        Arguments: `where` maps `status` or `pipeline_id` to the value wanted; `after` is the run_id that the page
+        before ended with (quicker than `offset` on the hundredth page); `since`, the oldest update that counts.
+        An update is a claim or a change of status.
+        """
+
+    @abstractmethod
+    async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
+        """Return how many runs there are, by `status` or `pipeline_id`."""
+
+
+def utc_now() -> datetime:
+    """Return the machine's time, for what is not part of a run."""
+    return datetime.now(UTC)

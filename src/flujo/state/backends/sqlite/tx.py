@@ -1,0 +1,218 @@
+"""`Tx` in SQL: every statement that a transaction on a SQLite store consists of."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from pkgutil import get_data
+from typing import Any
+
+from flujo._clock import micros, moment
+from flujo.errors import StateCorruptedError
+from flujo.state.backends._ledger import Save
+from flujo.state.backends._loading import hidden
+from flujo.state.backends._rows import COLUMNS, LogRow, RunQuery, RunRow, column
+from flujo.state.backends._sidecar import Sidecar, boot_id
+from flujo.state.backends.base import RunSummary
+from flujo.state.models import STATUSES
+
+LEASE_US = 30_000_000
+# The tables are STRICT: another type than these (s text, i integer, b bytes, capital: or NULL) is damage.
+_RUN_KINDS, _LOG_KINDS = "issssISBisiiSIIIIiii", "iisiiiiiBBBbBb"
+_CLASSES = {"s": (str,), "i": (int,), "b": (bytes,)}
+_sound: set[tuple[str, tuple[type, ...]]] = set()
+
+
+def _statements() -> dict[str, str]:
+    text = (get_data(__name__, "tx.sql") or b"").decode()
+    blocks = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {name: body.strip() for name, body in zip(blocks[::2], blocks[1::2], strict=True)}
+
+
+SQL = _statements()
+_APPEND = SQL["append"]
+
+
+class SQLiteTx:
+    """The statements on one connection. `me` is this process's owner number, or None before its first claim."""
+
+    def __init__(self, connection: sqlite3.Connection, sidecar: Sidecar, fences: Callable[[], int]) -> None:
+        self._execute = connection.execute
+        self._executemany = connection.executemany
+        self._sidecar = sidecar
+        self._draw = fences
+        self.me: int | None = None
+
+    def _one(self, name: str, *values: Any) -> Any:
+        return self._execute(SQL[name], values).fetchone()
+
+    def find(self, run_id: str) -> RunRow | None:
+        found = self._one("find", run_id)
+        if found is None:
+            self._check_beside(run_id)
+            return None
+        _check_kinds(_RUN_KINDS, found, run_id)
+        return RunRow(**dict(zip(COLUMNS, found, strict=True)))
+
+    def put_run(self, run: RunRow) -> None:
+        values = [getattr(run, name) for name in COLUMNS]
+        if run.key:
+            self._execute(SQL["renew_run"], values)
+        else:
+            values[0] = None
+            (run.key,) = self._execute(SQL["insert_run"], values).fetchone()
+
+    def _check_beside(self, run_id: str) -> None:
+        """Raise StateCorruptedError where the run may be there, but an index entry beside its own hides it.
+
+        Looking up a run_id in an index of which one entry is damaged ends beside that entry.
+        """
+        for indexed, stored in self._execute(SQL["beside"], (run_id, run_id)):
+            if indexed != stored:
+                raise hidden(str(indexed if stored is None else stored))
+
+    def drop_run(self, key: int) -> None:
+        self._execute(SQL["drop_run"], (key,))
+        self._execute(SQL["drop_log"], (key, key))
+        self._execute(SQL["drop_snapshot"], (key, key))
+
+    def newest(self, key: int) -> LogRow | None:
+        return _log_row(self._one("newest", key, key))
+
+    def row(self, key: int, rev: int) -> LogRow | None:
+        return _log_row(self._one("row", key << 24 | rev))
+
+    def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]:
+        found = self._execute(SQL["rows"], (key, key, after_ended, -1 if limit is None else limit))
+        return [row for row in map(_log_row, found) if row is not None]
+
+    def deltas(self, key: int, after: int, upto: int) -> list[bytes]:
+        return [row[0] for row in self._execute(SQL["deltas"], (key << 24 | after, key << 24 | upto))]
+
+    def append(self, row: LogRow, fence: int) -> bool:
+        return self._execute(_APPEND, (*row, fence)).rowcount == 1
+
+    def append_all(self, saves: list[Save]) -> bool:
+        """Append rows that nothing else goes with; return whether every one of them is there now and is new."""
+        values = [(*save.row, save.held.fence) for save in saves]
+        return self._executemany(_APPEND, values).rowcount == len(saves)
+
+    def snapshot(self, key: int, rev: int) -> tuple[bytes, bytes] | None:
+        found: tuple[bytes, bytes] | None = self._one("snapshot", key << 24 | rev)
+        return found
+
+    def put_snapshot(self, seq: int, text: bytes, check: bytes) -> None:
+        self._execute(SQL["drop_snapshot"], (seq >> 24, seq >> 24))
+        self._execute(SQL["put_snapshot"], (seq, text, check))
+
+    def finish(self, key: int, fence: int, row: LogRow, error: str | None, due: int | None) -> None:
+        self._execute(SQL["finish"], (row.status, row.rev, row.at, row.busy, error, due, key, fence))
+
+    def set_free(self, key: int, fence: int, status: str = "running") -> None:
+        self._execute(SQL["set_free"], (status, key, fence))
+
+    def draw_fence(self) -> int:
+        return self._draw()
+
+    def owner_of(self, run: RunRow) -> str | None:
+        found = self._one("owner", run.owner)
+        if found is None or run.owner is None:
+            return None
+        boot, host, pid, beat_at = found
+        alive = self._sidecar.alive(run.owner) if boot == boot_id() else beat_at + LEASE_US > now_us()
+        return f"process {pid} on {host}" if alive else None
+
+    def list_runs(self, query: RunQuery) -> list[RunSummary]:
+        values: dict[str, Any] = dict(query.where)
+        values |= {"limit": query.limit, "offset": query.offset, "most": query.limit + query.offset}
+        shared = [f"r.{column(name)} = :{name}" for name in query.where if name != "status"]
+        if query.since is not None:
+            shared.append("r.updated_at >= :since")
+            values["since"] = micros(query.since)
+        if query.after is not None:
+            last = self.find(query.after)
+            if last is None:
+                return []
+            shared.append("(r.updated_at, r.key) < (:last_at, :last_key)")
+            values |= {"last_at": last.updated_at, "last_key": last.key}
+        # One ordered piece a status, so that each is a range of an index; the pieces are merged outside.
+        pieces = []
+        for status in [query.where["status"]] if "status" in query.where else STATUSES:
+            filters = [f"r.status = '{status}'" if status in STATUSES else "0", *shared]
+            pieces.append(SQL["list_of_status"].replace("{filter}", " AND ".join([*filters, _saved(status)])))
+        values.pop("status", None)
+        found = self._execute(SQL["list_runs"].replace("{found}", " UNION ALL ".join(pieces)), values)
+        return [_summary(row) for row in found]
+
+    def count_runs(self, where: Mapping[str, str], by: str) -> dict[str, tuple[int, int]]:
+        filters = " AND ".join(f"r.{column(name)} = :{name}" for name in where) or "1"
+        sql = SQL["count_runs"].replace("{filter}", filters).replace("{by}", column(by))
+        return {name: (count, busy) for name, count, busy in self._execute(sql, dict(where))}
+
+    def old_runs(self, status: str, before: int, limit: int) -> list[tuple[int, str, int]]:
+        return self._execute(SQL["old_runs"], (status, before, limit)).fetchall()
+
+    def recent(self, since: int) -> int:
+        return sum(self._one("recent", status, since)[0] for status in STATUSES)
+
+    def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]:
+        return self._execute(SQL["runs_after"], (key, limit)).fetchall()
+
+    def join(self, host: str, pid: int) -> None:
+        """Enter this process as an owner and hold its lock; forget the owners that are dead."""
+        now = now_us()
+        for owner, boot, beat_at in self._execute(SQL["owners"]).fetchall():
+            dead = not self._sidecar.alive(owner) if boot == boot_id() else beat_at + LEASE_US < now
+            if dead:
+                self._execute(SQL["drop_owner"], (owner,))
+        me: int = self._one("add_owner", boot_id(), host, pid, now, now)[0]
+        self._sidecar.hold(me)
+        self.me = me
+
+    def beat(self) -> None:
+        """Renew this process's lease."""
+        self._execute(SQL["beat"], (now_us(), self.me))
+
+
+def _check_kinds(kinds: str, found: tuple[Any, ...], run: object) -> None:
+    """Raise StateCorruptedError where a value has a type that its column cannot hold."""
+    classes = tuple(map(type, found))
+    if (kinds, classes) in _sound:
+        return
+    for kind, value in zip(kinds, found, strict=True):
+        if not (isinstance(value, _CLASSES[kind.lower()]) or (value is None and kind.isupper())):
+            raise StateCorruptedError(
+                f"The state of run {run!r} is damaged: a column of its row holds a {type(value).__name__}.",
+                hint="Restore the store from a backup; `PRAGMA integrity_check` says more.",
+                run_id=run,
+            )
+    _sound.add((kinds, classes))
+
+
+def _log_row(found: tuple[Any, ...] | None) -> LogRow | None:
+    if found is None:
+        return None
+    _check_kinds(_LOG_KINDS, found, f"number {found[0] >> 24}" if isinstance(found[0], int) else "?")
+    return LogRow(*found)
+
+
+def _saved(status: str) -> str:
+    """Return the condition that a run has been saved: true of every run that is not running."""
+    if status != "running":
+        return "1"
+    return "EXISTS (SELECT 1 FROM flujo_log WHERE seq > r.key << 24 AND seq < (r.key + 1) << 24)"
+
+
+def _summary(row: tuple[Any, ...]) -> RunSummary:
+    return RunSummary(
+        run_id=row[0], pipeline_id=row[1], pipeline_name=row[2], pipeline_version=row[3], status=row[4],
+        current_step_index=row[5], total_steps=row[6], error_message=row[7],
+        created_at=moment(row[8]), updated_at=moment(row[9]), execution_time_ms=row[10] / 1000,
+    )  # fmt: skip
+
+
+def now_us() -> int:
+    """Return the machine's time in us since 1970."""
+    return time.time_ns() // 1000

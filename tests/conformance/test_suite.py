@@ -31,7 +31,9 @@ MODULE = """
             return self.folder / (run_id.encode().hex()[:200] + ".json")
 
         async def save_state(self, run_id, state):
-            self.file(run_id).write_text(json.dumps(state, default=str))
+            part = self.folder / (self.file(run_id).stem + ".part")
+            part.write_text(json.dumps(state, default=str))
+            part.replace(self.file(run_id))
 
         async def load_state(self, run_id):
             found = self.file(run_id)
@@ -54,7 +56,7 @@ def python(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_user_points_it_at_a_backend(tmp_path: Path) -> None:
     """One class in a test module is enough: pytest runs, fails and skips, each with its reason in words."""
     (tmp_path / "test_mine.py").write_text(textwrap.dedent(MODULE))
-    done = python("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-W", "error", folder=tmp_path)
+    done = python("-m", "pytest", "-q", "-rfs", "-p", "no:cacheprovider", "-W", "error", folder=tmp_path)
     summary = done.stdout.splitlines()
     failed = [line for line in summary if line.startswith("FAILED")]
     assert any("test_run_ids_that_look_alike - AssertionError: " in line for line in failed), done.stdout
@@ -99,7 +101,7 @@ def test_a_suite_within_a_function(tmp_path: Path) -> None:
             return Text()
 
     says = outcome(Local, "test_another_process_sees_everything", tmp_path / "local")
-    assert says is not None and "must be at the top of its module" in says
+    assert says is not None and "must stand at the top of its module" in says
 
 
 def test_a_suite_without_make(tmp_path: Path) -> None:

@@ -203,3 +203,22 @@ def test_current_step_outside_of_a_step() -> None:
 def test_progress_without_listeners() -> None:
     """It costs nothing and does nothing."""
     assert Flujo(one).run(1).output == 1
+
+
+@pytest.mark.parametrize("at", range(10))
+def test_ctrl_c_in_a_hook(place: Place, at: int) -> None:
+    """Whatever is announced at that moment, the run is given back and goes on with the next `run`."""
+    events: list[Event] = []
+
+    def stopping(event: Event) -> None:
+        events.append(event)
+        if len(events) == at + 1:
+            raise KeyboardInterrupt
+
+    pipeline = one >> two
+    backend = place.open()
+    with pytest.raises(KeyboardInterrupt):
+        Flujo(pipeline, state_backend=backend, hooks=[stopping], clock=VirtualClock()).run(7, run_id="r")
+    assert len(events) in (at + 1, at + 2)  # the interruption itself may be announced
+    result = Flujo(pipeline, state_backend=backend, clock=VirtualClock()).run(7, run_id="r")
+    assert result.output == 7

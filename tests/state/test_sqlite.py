@@ -14,7 +14,14 @@ from typing import Any
 import pytest
 
 from flujo import Flujo, SQLiteBackend, step
-from flujo.errors import ConfigurationError, SaveError, StoreBusyError, StoreFormatError, StoreUnavailableError
+from flujo.errors import (
+    ConfigurationError,
+    SaveError,
+    StateError,
+    StoreBusyError,
+    StoreFormatError,
+    StoreUnavailableError,
+)
 from flujo.state.backends.sqlite import connection as opening
 from tests.support.backends import dump, query
 from tests.support.pipelines import T0, abc, by_hand
@@ -117,6 +124,7 @@ def test_the_view_shows_a_failure(file: Path, backend: SQLiteBackend) -> None:
     assert seen == [[], [("running", 0)]]
 
 
+@pytest.mark.slow
 def test_the_view_folds_the_context(file: Path, backend: SQLiteBackend) -> None:
     """After each of hundreds of saves it is the context of that save: unicode, fields that come and go, snapshots."""
     claim = take(backend)
@@ -495,7 +503,7 @@ def test_a_migration_that_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
             opening, "MIGRATIONS", {1: "CREATE TABLE flujo_extra (id INTEGER);\nINSERT INTO nowhere VALUES (1);\n"}
         )
         for _ in range(2):
-            with pytest.raises(StoreFormatError):
+            with pytest.raises(StateError):
                 load(file)
     assert dump(file) == before
     assert load(file)["last_step_output"] == ["a"]

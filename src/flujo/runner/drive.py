@@ -56,12 +56,21 @@ class Drive:
         self._held = True
         self._cancels = 0  # asked for before the step began
         if self._chatty:
-            self._announce(
-                RunStarted(
-                    run_id=self.run_id, pipeline_name=self._code.name, pipeline_version=self.state["pipeline_version"],
-                    index=self.state["current_step_index"],
-                )
-            )  # fmt: skip
+            try:
+                self._announce_start()
+            except BaseException:  # Ctrl-C, say
+                self.drop()
+                raise
+
+    def _announce_start(self) -> None:
+        self._announce(
+            RunStarted(
+                run_id=self.run_id,
+                pipeline_name=self._code.name,
+                pipeline_version=self.state["pipeline_version"],
+                index=self.state["current_step_index"],
+            )
+        )
 
     @property
     def run_id(self) -> str:
@@ -181,6 +190,7 @@ class Drive:
             self._announce(
                 StepRetrying(run_id=self.run_id, path=do.path, attempt=current.attempt, error=error, delay_s=delay)
             )
+            del error  # its traceback holds this frame, and with it whoever iterates over the run
             await self._setup.clock.sleep(delay)
             if not await ended(current):
                 _log.warning("run %s: step %s: an abandoned attempt is still running", self.run_id, step.name)

@@ -76,6 +76,7 @@ class Keeper:
             return
         if self.plain or self._whole:
             state = self._prepared(state)
+        records = list(state["step_history"])  # now, since the dict is the backend's own
         task = asyncio.ensure_future(self.backend.save_state(state["run_id"], state))
         cancelled: asyncio.CancelledError | None = None
         while not task.done():
@@ -90,7 +91,7 @@ class Keeper:
             raise cancelled
         task.result()
         if self._whole:
-            self._records = list(state["step_history"])
+            self._records = records
 
     def _prepared(self, state: State) -> State:
         """Return the state as a backend is handed it that lacks a codec, or Reading."""

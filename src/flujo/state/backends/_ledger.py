@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from flujo._clock import micros, moment
 from flujo.errors import FencedError, RunInProgressError, StateError
 from flujo.state import delta
-from flujo.state.backends._loading import Tip, check_status, corrupted, folded_context, tip_of
+from flujo.state.backends._loading import FOLD_COST, SKIP_COST, Tip, check_status, corrupted, folded_context, tip_of
 from flujo.state.backends._rows import (
     MAX_REV,
     LogRow,
@@ -96,9 +96,9 @@ def prepare_row(held: Held, tip: Tip, rev: int, state: State, codec: Codec) -> S
     for record in records:
         busy += int(record.latency_s * 1e6)
     since, snap_rev, snapshot = tip.since, tip.snap_rev, None
-    if change is not None and fields is not None and tip.fields is not None:
-        since += len(change)
-        if since > 2 * max(_SMALL, sum([len(value) for value in fields.values()])):
+    if fields is not None and tip.fields is not None:
+        since += SKIP_COST if change is None else FOLD_COST + len(change)
+        if since > 2 * _SMALL and since > 2 * sum([len(value) for value in fields.values()]):
             snapshot = delta.document(fields)
             since, snap_rev = 0, rev
     row = make_row(

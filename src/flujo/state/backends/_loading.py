@@ -15,6 +15,9 @@ from flujo.state.codec import Codec, Lenient
 from flujo.state.models import StepRecord
 
 _NEVER: Any = object()
+# What reading the context back costs, in the bytes that could be copied meanwhile: a delta's own cost, and that of
+# a row without one. A snapshot is due when all this exceeds twice the context.
+FOLD_COST, SKIP_COST = 256, 16
 
 
 class Tip(NamedTuple):
@@ -31,7 +34,7 @@ class Tip(NamedTuple):
     fields: dict[str, bytes] | None = None
     values: Any = None
     output: Any = _NEVER  # the object whose encoding row `out_rev` holds
-    since: int = 0  # bytes of deltas since the context was last written whole
+    since: int = 0  # the cost of reading the context back: its deltas since it was last written whole
 
 
 def load(tx: Tx, run: RunRow, codec: Codec, *, rev: int | None = None, strict: bool = True) -> tuple[State, Tip] | None:
@@ -179,7 +182,7 @@ def check_status(run: RunRow, row: LogRow) -> None:
 
 
 def folded_context(tx: Tx, run: RunRow, row: LogRow) -> tuple[bytes, int]:
-    """Return the context's text as of `row`, its chain checked, and the bytes of deltas since it was last whole."""
+    """Return the context's text as of `row`, its chain checked, and what reading it back costs."""
     if not row.ctx:  # the run has never had a context: there is no row to look for
         return b"", 0
     base, ctx, start = b"", b"", 0
@@ -195,7 +198,8 @@ def folded_context(tx: Tx, run: RunRow, row: LogRow) -> tuple[bytes, int]:
     if ctx != row.ctx:
         raise corrupted(run, "its context does not match its checksum")
     try:
-        since = sum(map(len, deltas if start else deltas[1:]))
+        since = sum([FOLD_COST + len(change) for change in (deltas if start else deltas[1:])])
+        since += SKIP_COST * (row.rev - start - len(deltas))
         return delta.fold(base, deltas), since
     except (ValueError, TypeError) as error:
         raise corrupted(run, f"its context cannot be put together ({error})") from error

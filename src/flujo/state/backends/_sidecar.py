@@ -95,7 +95,7 @@ class Sidecar:
     def check_not_emptied(self) -> None:
         """Raise StateCorruptedError where the store's file is empty although there was a store in it."""
         with contextlib.suppress(OSError):
-            if os.pread(self._fd, 5, 0) == _MADE and Path(self._guarded).stat().st_size == 0:
+            if os.pread(self._fd, 5, 0) == _MADE and Path(self._guarded).stat().st_size <= 1:  # SQLite: 1 is 0
                 raise StateCorruptedError(
                     f"{self._guarded} is empty, but there was a store in it.",
                     hint=f"Restore it from a backup; to begin anew, delete it and {self.path}.",

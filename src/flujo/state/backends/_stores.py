@@ -105,7 +105,10 @@ class StoredBackend(LogBackend):
     def __init__(self, path: str | os.PathLike[str], options: tuple[Any, ...], codec: Codec | None) -> None:
         super().__init__(codec)
         self.path = Path(path)
-        self._real = os.path.realpath(path)
+        try:
+            self._real = os.path.realpath(path)
+        except ValueError as error:
+            raise ConfigurationError(f"{path!r} is no path ({error}).", hint="Give another one.") from error
         self._options = options
         self._current: Service | None = None
         self._closed = False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from flujo.errors import RunInProgressError
+from flujo.errors import InvalidStateError, RunInProgressError
 from flujo.state.codec import Codec
 from flujo.state.models import StepRecord, as_moment, as_utc
 
@@ -123,6 +123,13 @@ class StateBackend(ABC):
             )
         try:
             state = await (self.load_at(run_id) if isinstance(self, Reading) else self.load_state(run_id))
+            given: object = state
+            if given is not None and not isinstance(given, Mapping):
+                raise InvalidStateError(
+                    f"What the backend has of run {run_id!r} is no state, but a {type(given).__name__}.",
+                    hint="load_state returns the dict that save_state was given, or None.",
+                    run_id=run_id,
+                )
             if state is None or not settled(state.get("status", "running"), as_moment(state.get("due_at")), now):
                 return Claim(fence=fence, state=state)
         except BaseException:

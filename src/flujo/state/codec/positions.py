@@ -18,6 +18,8 @@ from itertools import chain, repeat
 from operator import contains
 from typing import Any
 
+from pydantic_core import to_json
+
 from flujo.errors import ContextMismatchError, RegistryError, UnknownTypeError
 
 from .classes import compile_class
@@ -188,7 +190,14 @@ def _items_coder(cls: type[Any], position: Position) -> Coder:
             raise Damaged("a set holds an item twice")
         return value
 
-    return Coder(name=cls.__name__, lower=lambda value, room: lower(list(value), room), lift=lift)
+    def lower_set(value: Any, room: int) -> Any:
+        # Equal sets may iterate in different orders, but are to be written alike.
+        return sorted(lower(list(value), room), key=to_json)
+
+    def lower_tuple(value: Any, room: int) -> Any:
+        return lower(list(value), room)
+
+    return Coder(name=cls.__name__, lower=lower_tuple if cls is tuple else lower_set, lift=lift)
 
 
 def _lift_pairs(data: Any, strict: bool) -> Any:

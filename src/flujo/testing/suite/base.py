@@ -142,7 +142,11 @@ def normal(run_id: str, found: State | None, what: str = "load_state") -> State:
 
 async def load(backend: StateBackend, run_id: str) -> State:
     """Return the newest state of a run that is there."""
-    return normal(run_id, await backend.load_state(run_id))
+    try:
+        found = await backend.load_state(run_id)
+    except Exception as error:
+        raise AssertionError(f"load_state({run_id!r}) raised {type(error).__name__}: {error}") from error
+    return normal(run_id, found)
 
 
 async def expect_saved(backend: StateBackend, state: State, what: str) -> None:

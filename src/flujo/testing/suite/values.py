@@ -182,5 +182,5 @@ ALIKE: tuple[str, ...] = (
 )  # fmt: skip
 """Names of runs that flujo admits and that a careless store takes for one another, or for something else."""
 
-HARDLY: tuple[str, ...] = ("", " ", "run\x00", "run\n", "\ud800", "r" * 300, "r" * 5000)
+HARDLY: tuple[str, ...] = ("", " ", "run\x00", "run\n", "\ud800", "r" * 300)
 """Names that flujo admits for no run: refused, or else kept like any other."""

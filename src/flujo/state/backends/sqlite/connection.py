@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import os
 import re
 import sqlite3
 import sys
@@ -31,6 +33,12 @@ _PREFIX = "flujo_"
 def connect(path: str) -> sqlite3.Connection:
     """Open the file with the interpreter's own SQLite, in autocommit, usable from any thread."""
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, cached_statements=256)
+
+
+def check_writable(path: str) -> None:
+    """Raise PermissionError where the file may only be read: SQLite would leave a log beside it that is like it."""
+    if Path(path).exists() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
 
 def prepare(connection: sqlite3.Connection, path: str, durability: str) -> None:
@@ -181,7 +189,7 @@ def _meaning(error: sqlite3.Error | OSError | UnicodeDecodeError, path: str) -> 
         return (
             StoreUnavailableError,
             "The database cannot be written",
-            "Give this user write permission on the file and its folder.",
+            "Give this user write permission on the file, its -wal and -shm, and their folder.",
         )
     if code == sqlite3.SQLITE_FULL:
         return SaveError, "The disk is full", "Make room; the run goes on from its last saved step."
@@ -192,7 +200,7 @@ def _meaning(error: sqlite3.Error | OSError | UnicodeDecodeError, path: str) -> 
             f"The database cannot be opened{reason}",
             "Check the path and its permissions.",
         )
-    if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such column"):
+    if code == sqlite3.SQLITE_ERROR and str(error).startswith("no such "):
         return (
             StoreFormatError,
             "The schema is not the one that flujo made",
@@ -209,6 +217,8 @@ def _meaning(error: sqlite3.Error | OSError | UnicodeDecodeError, path: str) -> 
 
 def _why_not(path: str) -> str:
     where = Path(path)
-    if not where.parent.is_dir():
-        return f": the folder {where.parent} does not exist"
-    return ": it is a folder" if where.is_dir() else ""
+    with contextlib.suppress(OSError):
+        if not where.parent.is_dir():
+            return f": the folder {where.parent} does not exist"
+        return ": it is a folder" if where.is_dir() else ""
+    return ""

@@ -270,6 +270,7 @@ class Writer:
         self._sidecar.lock(wait=True)
         try:
             self._sidecar.check_not_emptied()
+            opening.check_writable(self.path)
             connection = self._connect(self.path)
             try:
                 self._patiently(lambda: opening.prepare(connection, self.path, self._durability))

@@ -31,9 +31,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
-    path
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"))
-    if path.exists()
+    path for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")) if path.exists()
 )
 SOURCES = sorted((ROOT / "src").rglob("*.py"))
 
@@ -120,9 +118,7 @@ def blocks(name: str, found: list[Fence]) -> list[Block]:
             continue
         if rest == "no-run":
             key = (name, fence.text.partition("\n")[0])
-            assert key in NO_RUN, (
-                f"{where}: {key!r} needs an entry in NO_RUN of tests/test_docs.py, with a reason"
-            )
+            assert key in NO_RUN, f"{where}: {key!r} needs an entry in NO_RUN of tests/test_docs.py, with a reason"
             continue
         assert not rest, f"{where}: unknown words after python: {rest}"
         following = found[index + 1] if index + 1 < len(found) else None

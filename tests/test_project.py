@@ -163,9 +163,7 @@ def drawn_tree(drawing: str) -> dict[str, str]:
 
 def class_tree(root: type[errors.FlujoError]) -> dict[str, str]:
     """Return the tree of subclasses as child -> parent, depth first, in the order of definition."""
-    parents = {
-        root.__name__: root.__base__.__name__ if root is not errors.FlujoError and root.__base__ else ""
-    }
+    parents = {root.__name__: root.__base__.__name__ if root is not errors.FlujoError and root.__base__ else ""}
     for child in root.__subclasses__():
         if child.__module__ == errors.__name__:
             parents |= class_tree(child)
@@ -184,8 +182,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
     """An error's code is its name in kebab case without "Error", so that it is unique and easily found."""
     classes = [getattr(errors, name) for name in class_tree(errors.FlujoError)]
     assert {cls.__name__: vars(cls).get("code") for cls in classes} == {
-        cls.__name__: re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
-        for cls in classes
+        cls.__name__: re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower() for cls in classes
     }
 
 

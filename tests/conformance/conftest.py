@@ -3,7 +3,17 @@ from __future__ import annotations
 import pytest
 
 # Tests of the suite that start other processes, or very many runs: `slow` in the words of tests/conftest.py.
-SLOW = ("process", "full_disk", "dead_owner", "many_runs", "runs_are_kept", "pages", "one_of_many", "cancelled_at")
+SLOW = (
+    "process",
+    "full_disk",
+    "dead_owner",
+    "many_runs",
+    "runs_are_kept",
+    "pages",
+    "one_of_many",
+    "cancelled_at",
+    "every_status",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -211,6 +211,22 @@ def test_a_fork_while_another_thread_opens_the_store(forks: Forks, tmp_path: Pat
 
 
 @pytest.mark.slow
+def test_a_fork_in_the_middle_of_a_transaction(forks: Forks, board: Switchboard, tmp_path: Path) -> None:
+    """A fork waits a while for the transaction's end; where it does not come, the child may not use that store."""
+    store, journal = tmp_path / "runs.db", Journal(tmp_path / "journal")
+    pid = forks.fork("crash_processes:forking_in_waiting", store=str(store), journal=journal.path, wire=board.path)
+    line = board.answer()
+    assert line.hear() == "opened"
+    locker = Locker(forks, board, store, "BEGIN IMMEDIATE")
+    locker.lock()
+    line.say("go")
+    assert line.hear() == "forked", forks.errors()
+    locker.free()
+    forks.join(pid)
+    all_completed(store, journal, ["before", "parent"])
+
+
+@pytest.mark.slow
 def test_a_forked_child_outlives_the_backend_of_its_parent(forks: Forks, board: Switchboard, tmp_path: Path) -> None:
     """The parent closes, a third process opens and closes: nothing that the child saves meanwhile is lost.
 

@@ -16,12 +16,12 @@ import pytest
 
 from tests.support.crash_actors import Actor
 from tests.support.crash_forks import Forks, Journal, Switchboard
-from tests.support.crash_pipeline import STEPS
+from tests.support.crash_pipeline import STEPS, digest, long_text
 
 OUTPUT = {
     "lines": ["gathered 7", "weighed 21", "ranked 300", "reported"],
-    "ranked": [300, "32651eba81a4"],
-    "text": "32651eba81a4",
+    "ranked": [300, digest(long_text(4))],
+    "text": digest(long_text(4)),
     "tries": 1,
 }
 

@@ -107,6 +107,7 @@ def test_nothing_is_next_of_what_does_not_run(status: str) -> None:
     assert decide(code.pipeline, {**state, "status": status}) is None
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(["ok", "fail"]), max_size=25), st.integers(1, 5))
 def test_the_index_is_the_number_of_saved_steps(outcomes: list[str], length: int) -> None:
     """Whatever fails and is resumed; no old state is changed; saves and records are counted without a gap."""

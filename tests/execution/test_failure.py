@@ -90,6 +90,7 @@ HOSTILE["neither true nor false, as a cause"] = ValueError("outer")
 HOSTILE["neither true nor false, as a cause"].__cause__ = Falsy("x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", HOSTILE.values(), ids=HOSTILE.keys())
 def test_any_exception_can_be_described(error: Exception) -> None:
     """It becomes plain JSON data of bounded size, and text again."""
@@ -105,6 +106,7 @@ def test_any_exception_can_be_described(error: Exception) -> None:
     assert len(shown(error)) < 2000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", HOSTILE.values(), ids=HOSTILE.keys())
 def test_any_exception_fails_the_run(error: Exception, tmp_path: Any) -> None:
     """The run is `failed` in the store, and the exception reaches the caller as it was raised."""

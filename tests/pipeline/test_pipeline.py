@@ -98,9 +98,7 @@ def test_neighbours_whose_types_do_not_fit_are_refused() -> None:
     """The error names both steps and both types, and holds them."""
     with pytest.raises(StepTypeError) as caught:
         double >> parse  # type: ignore[operator]
-    assert str(caught.value).startswith(
-        "Step 'double' returns int, but the next step, 'parse', takes str. Change one"
-    )
+    assert str(caught.value).startswith("Step 'double' returns int, but the next step, 'parse', takes str. Change one")
     assert caught.value.data == {
         "step": "double",
         "next_step": "parse",

@@ -29,9 +29,7 @@ def test_a_single_step_is_a_pipeline(registry: PipelineRegistry) -> None:
     made = registry.register(greet, "hello", "1.0.0")
     assert isinstance(made, Pipeline)
     assert made.steps == (greet,)
-    assert registry.get("hello") == Registered(
-        pipeline=made, name="hello", version="1.0.0", pipeline_id="hello"
-    )
+    assert registry.get("hello") == Registered(pipeline=made, name="hello", version="1.0.0", pipeline_id="hello")
     assert registry.get("hello", "1.0.0").pipeline is made
 
 
@@ -106,9 +104,7 @@ def test_a_missing_pipeline_is_named_with_what_there_is(registry: PipelineRegist
     assert registry.names() == ["hello", "shout"]
 
 
-@pytest.mark.parametrize(
-    ("version", "suggested"), [("3.0", ""), ("1.2.4", "'1.2.3'"), ("lastest", "'latest'")]
-)
+@pytest.mark.parametrize(("version", "suggested"), [("3.0", ""), ("1.2.4", "'1.2.3'"), ("lastest", "'latest'")])
 def test_a_missing_version_is_named_with_what_there_is(
     registry: PipelineRegistry, version: str, suggested: str
 ) -> None:
@@ -119,9 +115,7 @@ def test_a_missing_version_is_named_with_what_there_is(
         registry.get("hello", version)
     assert caught.value.data == {"name": "hello", "version": version, "registered": ["1.2.3", "2.0.0"]}
     assert "Registered: '1.2.3', '2.0.0'." in str(caught.value)
-    assert (
-        f"Did you mean {suggested}" in str(caught.value) if suggested else "Did you" not in str(caught.value)
-    )
+    assert f"Did you mean {suggested}" in str(caught.value) if suggested else "Did you" not in str(caught.value)
 
 
 def test_threads_that_register_at_once_agree(registry: PipelineRegistry) -> None:

@@ -263,9 +263,7 @@ def test_a_function_that_no_step_could_call_is_refused(fn: Any, says: str, param
     assert "step" in caught.value.data
 
 
-@pytest.mark.parametrize(
-    "name", ["", "a.b", "a[1]", "a]", "a#1", "a>b", "a\nb", "a\x00", "\ud800", "x" * 201, 3]
-)
+@pytest.mark.parametrize("name", ["", "a.b", "a[1]", "a]", "a#1", "a>b", "a\nb", "a\x00", "\ud800", "x" * 201, 3])
 def test_a_name_that_a_path_could_not_hold_is_refused(name: Any) -> None:
     """The marks of a path, what cannot be printed, and more than 200 characters."""
     with pytest.raises(StepDefinitionError, match="A step cannot be called"):

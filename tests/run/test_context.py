@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypedDict
 
 import pytest
 from pydantic import BaseModel, ConfigDict, PrivateAttr
@@ -102,6 +104,54 @@ def test_a_step_that_wants_another_model() -> None:
     with pytest.raises(ConfigurationError, match=r"'count'.*Shop.*no context_model"):
         Flujo(count)
     assert Flujo(count, context_model=Special).run(1).final_pipeline_context == Special(total=1, log=["count 1"])
+
+
+class Entries(TypedDict, total=False):
+    n: int
+
+
+class HasTotal(Protocol):
+    total: int
+
+
+@dataclass
+class Plain:
+    n: int = 0
+
+
+@pytest.mark.parametrize(
+    ("annotation", "with_model", "without"),
+    [
+        (Shop, True, False),
+        (BaseModel, True, False),
+        (dict, False, True),
+        (dict[str, Any], False, True),
+        (MutableMapping[str, Any], False, True),
+        (Entries, False, True),
+        (Plain, False, False),
+        (int, False, False),
+        (Any, True, True),
+        (object, True, True),
+        (Shop | None, True, False),
+        (Shop | dict[str, Any], True, True),
+        (HasTotal, True, None),
+        ("NowhereToBeFound", True, True),
+    ],
+)
+def test_what_a_step_may_call_its_context(annotation: Any, with_model: bool, without: bool | None) -> None:
+    """An annotation that a model, or a dict, can certainly not be is refused when the runner is made."""
+
+    async def work(n: int, *, context: Any) -> int:
+        return n
+
+    work.__annotations__["context"] = annotation
+    made = step(work)
+    for model, fits in ((Shop, with_model), (None, without)):
+        if fits:
+            assert Flujo(made, context_model=model).run(1).output == 1
+        elif fits is False:
+            with pytest.raises(ConfigurationError, match="context"):
+                Flujo(made, context_model=model)
 
 
 @pytest.mark.parametrize("model", [dict, "Shop", Shop()])
@@ -338,3 +388,14 @@ def test_one_object_in_two_places(place: Place) -> None:
     run()
     fail = False
     assert run().output == ([1, 2], [1])
+
+
+def test_a_step_that_takes_any_model() -> None:
+    """An annotation with `BaseModel` itself says nothing of fields, and is fine."""
+
+    @step
+    async def fields(given: BaseModel, *, context: BaseModel) -> BaseModel:
+        return context
+
+    result = Flujo(fields, context_model=Shop).run(Shop(total=1), run_id="r")
+    assert result.output == Shop()

@@ -129,8 +129,8 @@ def test_versions_on_it(kind: Any) -> None:
     async def stop(items: list[Any]) -> list[Any]:
         raise KeyboardInterrupt
 
+    first = Flujo(abc(calls) >> stop, pipeline_name="abc", pipeline_version="1.0", state_backend=kind(data))
     with pytest.raises(KeyboardInterrupt):
-        first = Flujo(abc(calls) >> stop, pipeline_name="abc", pipeline_version="1.0", state_backend=kind(data))
         first.run([], run_id="r")
     registry.register(abc([]) >> stop, "abc", "2.0")
     state = asyncio.run(kind(data).load_state("r"))

@@ -175,6 +175,7 @@ def test_too_much(tmp_path: Any) -> None:
     asyncio.run(backend.close())
 
 
+@pytest.mark.slow
 def test_a_cycle_and_depth(place: Place) -> None:
     """A list that contains itself, and one nested too deeply, are refused and not followed for ever."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -264,12 +265,11 @@ def test_an_abandoned_attempt_changes_nothing(place: Place) -> None:
         context["log"] = ["made"]
         return [n]
 
-    import threading
-
-    timed_out, done = threading.Event(), threading.Event()
+    entered, timed_out, done = threading.Event(), threading.Event(), threading.Event()
 
     @step(timeout=0.01, name="work")
     def work(items: list[int], *, context: dict[str, Any]) -> list[int]:
+        entered.set()
         assert timed_out.wait(20)
         items.append(99)
         context["log"].append("late")
@@ -279,7 +279,7 @@ def test_an_abandoned_attempt_changes_nothing(place: Place) -> None:
     result = Flujo(make >> work, state_backend=place.open()).run(1, run_id="r")
     assert result.status == "failed"
     timed_out.set()
-    assert done.wait(20)
+    assert not entered.is_set() or done.wait(20)  # on a busy machine it may not even have begun
     assert result.final_pipeline_context == {"log": ["made"]}
 
     @step(name="work")

@@ -437,6 +437,7 @@ def test_history_in_pages(backend: Any) -> None:
     assert wait(backend.history("nobody")) == []
 
 
+@pytest.mark.slow
 def test_every_earlier_state(backend: Any) -> None:
     """Over hundreds of changes of a context each state is what was saved then."""
     claim = take(backend)
@@ -462,6 +463,7 @@ def test_every_earlier_state(backend: Any) -> None:
     assert wait(backend.load_state("r"))["pipeline_context"] == expected[-1]
 
 
+@pytest.mark.slow
 def test_a_claim_between_saves_goes_on_with_the_context(place: Place) -> None:
     """After every save by another owner, over snapshots too, the next delta fits the stored text."""
     text = "x" * 3000

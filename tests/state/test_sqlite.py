@@ -326,6 +326,7 @@ def test_a_newer_schema(file: Path) -> None:
     refused(file, StoreFormatError, "newer flujo")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["0", "-1", "x", "", "1.0", "٣", "9" * 5000])
 def test_a_schema_version_that_is_none(file: Path, version: str) -> None:
     """It is refused as a format error, whatever stands there."""
@@ -334,6 +335,7 @@ def test_a_schema_version_that_is_none(file: Path, version: str) -> None:
     refused(file, StoreFormatError, "schema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [
@@ -363,6 +365,7 @@ def test_a_changed_schema(file: Path, statement: str) -> None:
     refused(file, StoreFormatError, "schema")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

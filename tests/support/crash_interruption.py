@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import BaseModel
 
 from flujo import Flujo, InMemoryBackend, PipelineResult, SQLiteBackend, StateBackend, current_step, step
 from flujo.execution.events import Event, StepSaved, StepStarted
-from tests.support.backends import Copying
+from tests.support.backends import ByReference
 from tests.support.crash_forks import Journal, call
 
 NAMES = ["fetch", "measure", "settle", "report"]
@@ -101,10 +102,21 @@ class Work:
         return f"{2 * n} {['fetched', f'settled {n}']}"
 
 
+class Distant(ByReference):
+    """Saves take a while to arrive, and as long again to be confirmed; the newest to arrive counts."""
+
+    async def save_state(self, run_id: str, state: dict[str, Any]) -> None:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.data[run_id] = copy.deepcopy(state)
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+
 def backend_of(kind: str, work: Work, folder: Path) -> StateBackend:
     """Return a backend of that kind; a subclass notes each save when it has returned."""
     name, _, subclass = kind.partition(" ")
-    base: Any = {"memory": InMemoryBackend, "sqlite": SQLiteBackend, "third-party": Copying}[name]
+    base: Any = {"memory": InMemoryBackend, "sqlite": SQLiteBackend, "third-party": Distant}[name]
 
     class Noting(base):  # type: ignore[misc]
         async def save_state(self, run_id: str, state: dict[str, Any]) -> None:

@@ -150,6 +150,11 @@ def digest(value: Any) -> str:
     return hashlib.blake2b(repr(value).encode(), digest_size=6).hexdigest()
 
 
+def long_text(seed: int) -> str:
+    """Return 24 KB. Rewritten in every step, it makes the deltas outgrow the context, so that a snapshot is saved."""
+    return "".join(digest(seed + i / 8) for i in range(2000))
+
+
 def pipeline(child: Child) -> Pipeline[Any, Any]:
     """Async and plain steps, with and without the context, and one that fails before it succeeds."""
 
@@ -157,6 +162,7 @@ def pipeline(child: Child) -> Pipeline[Any, Any]:
     async def gather(n: int, *, context: Notes) -> list[int]:
         child.enter(0, n, context)
         context.lines.append(f"gathered {n}")
+        context.text = long_text(0)
         await asyncio.sleep(0)
         child.leave()
         return list(range(n))
@@ -171,6 +177,7 @@ def pipeline(child: Child) -> Pipeline[Any, Any]:
     async def weigh(sizes: dict[str, int], *, context: Notes) -> float:
         child.enter(2, sizes, context)
         context.lines.append(f"weighed {sizes['sum']}")  # a failed attempt's line must not stay
+        context.text = long_text(2)
         context.tries += 1
         if child.tried != 2:
             child.tried = 2
@@ -182,7 +189,7 @@ def pipeline(child: Child) -> Pipeline[Any, Any]:
     @step
     async def expand(mean: float, *, context: Notes) -> int:
         child.enter(3, mean, context)
-        context.text = "".join(digest(i) for i in range(4000))  # 48 KB: more than deltas may hold, so a snapshot
+        context.text = long_text(3)
         child.leave()
         return int(mean * 100)
 
@@ -190,6 +197,7 @@ def pipeline(child: Child) -> Pipeline[Any, Any]:
     def rank(value: int, *, context: Notes) -> tuple[int, str]:
         child.enter(4, value, context)
         context.lines.append(f"ranked {value}")
+        context.text = long_text(4)
         child.leave()
         return value, digest(context.text)
 

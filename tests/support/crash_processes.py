@@ -6,13 +6,18 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
+import select
 import sqlite3
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
+
 from flujo import Flujo, SQLiteBackend, current_step, step
+from flujo.errors import StoreUnavailableError
+from flujo.state.backends import _service
 from flujo.state.backends._stores import stores
 from tests.support.crash_forks import Journal, Wire, call
 
@@ -229,6 +234,28 @@ def forking_in_opening(store: str, journal: str) -> None:
     goes_on.set()
     thread.join()
     assert end() == 0
+
+
+def forking_in_waiting(store: str, journal: str, wire: str) -> None:
+    """Fork while another thread waits for a lock that another program has on the file."""
+    _service._FREEZE_S = 0.1
+    line = call(wire)
+    runner = runner_on(Recording(store), Journal(journal))
+    runner.run(0, run_id="before")
+    line.say("opened")
+    line.hear()
+    thread = threading.Thread(target=lambda: runner.run(0, run_id="parent"))
+    thread.start()
+    while not stores.open[os.path.realpath(store)]._lock.locked():
+        select.select([], [], [], 0.001)
+
+    def refused() -> None:
+        with pytest.raises(StoreUnavailableError, match="forked"):
+            runner.run(0, run_id="child")
+
+    assert _forked(refused, "os.fork")() == 0
+    line.say("forked")
+    thread.join()
 
 
 def all_of_one(runner: Flujo[int, int], name: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from flujo.errors import ConfigurationError
 from flujo.pipeline import Pipeline
+from flujo.pipeline.typecheck import assignable, readable
 from flujo.state.codec import fields_of, restore_model
 
 
@@ -43,13 +44,14 @@ class ContextKind:
     def _check(self, pipeline: Pipeline[Any, Any]) -> None:
         for step in pipeline.steps:
             wanted = step.context_type
-            if not step.takes_context or not isinstance(wanted, type) or not issubclass(wanted, BaseModel):
-                continue
-            if self.model is None or not issubclass(self.model, wanted):
+            if step.takes_context and not assignable(self.model or dict[str, Any], wanted):
                 has = f"context_model is {self.model.__name__}" if self.model else "no context_model is given"
+                model = isinstance(wanted, type) and issubclass(wanted, BaseModel)
                 raise ConfigurationError(
-                    f"Step {step.name!r} takes a context of type {wanted.__name__}, but {has}.",
-                    hint=f"Create the runner with context_model={wanted.__name__}.",
+                    f"Step {step.name!r} takes a context of type {readable(wanted)}, but {has}.",
+                    hint=f"Create the runner with context_model={readable(wanted)}."
+                    if model
+                    else "A context is a pydantic model, or a dict where the runner has no context_model.",
                     step=step.name,
                 )
 

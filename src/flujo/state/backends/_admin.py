@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from flujo._clock import micros
 from flujo.errors import StateError
@@ -15,8 +16,15 @@ from flujo.state.backends._log import LogBackend
 from flujo.state.backends._rows import Tx
 from flujo.state.backends.base import RunSummary, utc_now
 
+T = TypeVar("T")
 _BATCH_RUNS, _BATCH_SAVES = 100, 5000
 _OVER = ("completed", "failed", "cancelled")
+
+
+class Read(Protocol):
+    """Runs work on a consistent view of the store."""
+
+    async def __call__(self, work: Callable[[Any], T]) -> T: ...
 
 
 class AdminQueries(LogBackend):
@@ -57,7 +65,19 @@ class AdminQueries(LogBackend):
                 "average_execution_time_ms": busy / number / 1000 if number else 0.0,
             }
 
-        return await self._store().read(None, work)
+        async with self._survey() as read:
+            return await read(work)
+
+    async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
+        """Return how many runs there are, by `status` or `pipeline_id`."""
+        async with self._survey() as read:
+            found = await read(lambda tx: tx.count_runs(where or {}, by))
+        return {name: count for name, (count, _) in found.items()}
+
+    @contextlib.asynccontextmanager
+    async def _survey(self) -> AsyncGenerator[Read]:
+        """Give what runs readings of the whole store, which may take long."""
+        yield partial(self._store().read, None)
 
     async def cleanup_old_workflows(self, days_old: float = 30) -> int:
         """Delete runs that ended (completed, failed, cancelled) over `days_old` days ago; return how many.
@@ -75,14 +95,15 @@ class AdminQueries(LogBackend):
         """Verify every checksum of every run; return a line for each run that is damaged, so an empty list is good."""
         problems: list[str] = []
         last = 0
-        while runs := await self._store().read(None, partial(_some_runs, last)):
-            for key, run_id in runs:
-                last, rev = key, -1
-                try:
-                    while rev:
-                        rev = await self._store().read(run_id, partial(self._check, key, run_id, max(rev, 0)))
-                except StateError as error:
-                    problems.append(str(error))
+        async with self._survey() as read:
+            while runs := await read(partial(_some_runs, last)):
+                for key, run_id in runs:
+                    last, rev = key, -1
+                    try:
+                        while rev:
+                            rev = await read(partial(self._check, key, run_id, max(rev, 0)))
+                    except StateError as error:
+                        problems.append(str(error))
         return problems
 
     def _check(self, key: int, run_id: str, after: int, tx: Tx) -> int:

@@ -203,8 +203,9 @@ class Service:
         if self._frozen:
             self._lock.release()
 
-    def after_fork_in_child(self) -> None:
+    def after_fork_in_child(self) -> bool:
         """Close what was inherited; the child opens everything anew."""
         self.closed = True
         if self._frozen:
             self._writer.forsake()
+        return self._frozen

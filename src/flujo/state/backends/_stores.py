@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flujo.errors import BackendClosedError, ConfigurationError
+from flujo.errors import BackendClosedError, ConfigurationError, StoreUnavailableError
 from flujo.state.backends._log import LogBackend, Store, give_back
 from flujo.state.backends._service import Service
 from flujo.state.codec import Codec
@@ -28,6 +28,7 @@ class Stores:
         self.open: dict[str, Service] = {}
         self.closing: dict[str, Service] = {}
         self.inherited: list[Service] = []  # the parent's: kept, so that nothing of theirs is finalized here
+        self.torn: set[str] = set()  # where the parent was in a transaction: what is open there cannot be closed
 
     def enter(self, place: str, options: tuple[Any, ...], make: Callable[[], Service]) -> Service:
         """Return the store at that place for one more user; raises ConfigurationError where the options differ."""
@@ -39,6 +40,12 @@ class Stores:
             closing.ended.wait()  # its end drops this process's locks on the place, so nobody may have new ones yet
 
     def _entered(self, place: str, options: tuple[Any, ...], make: Callable[[], Service]) -> Service:
+        if place in self.torn:
+            raise StoreUnavailableError(
+                f"This process was forked in the middle of a transaction on {place}, so it cannot use it.",
+                hint="Fork before the store is used, or start a new process instead.",
+                path=place,
+            )
         store = self.open.get(place)
         if store is None:
             store = self.open[place] = make()
@@ -84,8 +91,7 @@ class Stores:
         stores = self._all()
         self.inherited += stores
         self.pid, self.lock, self.open, self.closing = os.getpid(), threading.RLock(), {}, {}
-        for store in stores:
-            store.after_fork_in_child()
+        self.torn |= {store.place for store in stores if not store.after_fork_in_child()}
 
 
 stores = Stores()

@@ -77,8 +77,11 @@ def settled(status: str, due_at: datetime | None, now: datetime) -> bool:
 class StateBackend(ABC):
     """A store of workflow states. A subclass implements the three abstract methods.
 
-    `codec` is the codec that the backend stores values with. A backend without one (None) is handed states whose
-    payloads are plain JSON data, with tags where a value needs one, so it may keep them in any form that keeps JSON.
+    `codec` is the codec that the backend stores values with: it is handed them as they are, and what the codec cannot
+    restore it refuses. A backend without one (None) is handed states whose payloads are plain JSON data, with tags
+    where a value needs one, so it may keep them in any form that keeps JSON; times are datetimes in either case, and
+    may come back as ISO text. `step_history` is the whole history, unless the backend has the Reading capability.
+    `flujo.testing.BackendSuite` tests all of this.
     """
 
     codec: Codec | None = None
@@ -93,13 +96,19 @@ class StateBackend(ABC):
 
     @abstractmethod
     async def load_state(self, run_id: str) -> State | None:
-        """Return the newest state of the run, or None where there is none."""
+        """Return the newest state of the run, as a copy that is the caller's, or None where there is none.
+
+        What cannot be read is an error, never None.
+        """
 
     @abstractmethod
     async def delete_state(self, run_id: str) -> None:
         """Forget the run; nothing happens where there is none."""
 
-    # Owning: here within this process only.
+    # Owning: here within this process and this object only. A backend with claims of its own overrides these four
+    # methods together. Its save_state then accepts save number `rev` of the owner with `fence` only after save
+    # rev - 1, or if it is the newest save once more; frees the run with a status other than `running`; and refuses a
+    # save without a fence, as delete_state refuses, with RunInProgressError while a live owner has the run.
 
     async def claim(
         self, run_id: str, new: NewRun, *, now: datetime, force: bool = False, inline: bool = False

@@ -108,6 +108,8 @@ class Types:
                     todo.extend(_parts(item))
 
     def _enter(self, cls: type[Any]) -> Iterable[Any]:
+        if cls is BaseModel:  # it stands for any model, and has no fields to ask for
+            return ()
         if kind_of(cls) is not None:
             self.note(cls)
         return field_annotations(cls).values()

@@ -161,7 +161,7 @@ class ClaimTests(SuiteBase):
         finish(main())
 
     def test_a_runner_frees_the_run(self, tmp_path: Path) -> None:
-        """However a run ends - completed, failed, a failed save, a cancelled task - it can be claimed afterwards."""
+        """However a run ends - completed, failed, cancelled, left in the middle - it can be claimed afterwards."""
         backend = self.open(tmp_path)
 
         async def fail() -> None:
@@ -184,8 +184,11 @@ class ClaimTests(SuiteBase):
             await asyncio.wait([task])
             await owned(backend, "cancelled")
             await runner(adding("a", []), backend).run_async([], run_id="completed")
-            await backend.save_state("completed", state_of("completed", 1))
-            await owned(backend, "completed")
+            async for _ in runner(adding("a", []), backend).run_async([], run_id="left"):
+                break
+            for run_id in ("completed", "left"):
+                await backend.save_state(run_id, state_of(run_id, 1))
+                await _claimed_soon(backend, run_id)
 
         finish(main())
 

@@ -27,6 +27,7 @@ from flujo.testing.suite import tasks
 from flujo.testing.suite.base import PATIENCE_S, SuiteBase
 
 _PROGRAM = "from flujo.testing.suite.process import main; main()"
+_INSIDE = "FLUJO_SUITE_PROCESS"  # set in the other process, which must not start others
 
 
 class Other:
@@ -38,6 +39,11 @@ class Other:
             raise AssertionError(
                 f"{kind.__qualname__} must stand at the top of its module: another process imports it."
             )
+        if os.environ.get(_INSIDE):
+            raise AssertionError(
+                f"The module of {kind.__qualname__} runs the suite when it is imported, as another process does: "
+                "call it under `if __name__ == '__main__':`."
+            )
         module = sys.modules[kind.__module__]
         self._task = task
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
@@ -46,7 +52,7 @@ class Other:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
+            env=os.environ | {_INSIDE: "1", "PYTHONPATH": os.pathsep.join(path or os.curdir for path in sys.path)},
         )
         self._rest = b""
         self.say(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from typing import Literal
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Literal, TypeVar
 
 from flujo.errors import ConfigurationError
-from flujo.state.backends._admin import AdminQueries
+from flujo.state.backends._admin import AdminQueries, Read
 from flujo.state.backends._service import Service
 from flujo.state.backends._stores import StoredBackend
 from flujo.state.backends.sqlite import upkeep
@@ -16,6 +18,8 @@ from flujo.state.backends.sqlite.writer import Writer
 from flujo.state.codec import Codec
 
 __all__ = ["SQLiteBackend"]
+
+T = TypeVar("T")
 
 
 class SQLiteBackend(StoredBackend, AdminQueries):
@@ -64,3 +68,16 @@ class SQLiteBackend(StoredBackend, AdminQueries):
         """Return a line for everything that is wrong with the file: SQLite's own check, then every run's checksums."""
         await self._store().read(None, lambda tx: None)
         return await asyncio.to_thread(upkeep.integrity, self._real) + await super().check_integrity()
+
+    @contextlib.asynccontextmanager
+    async def _survey(self) -> AsyncGenerator[Read]:
+        await self._store().read(None, lambda tx: None)  # so that there is a store to read
+        survey = await asyncio.to_thread(upkeep.Survey, self._real, self._options[0])
+
+        async def read(work: Callable[[Any], T]) -> T:
+            return await asyncio.to_thread(survey.read, work)
+
+        try:
+            yield read
+        finally:
+            await asyncio.to_thread(survey.close)

@@ -40,8 +40,8 @@ CREATE TABLE flujo_run (
     busy             INTEGER NOT NULL
 ) STRICT;
 -- The listings, newest first, and the statistics are answered from these two alone.
-CREATE INDEX flujo_run_status ON flujo_run (status, updated_at, busy);
-CREATE INDEX flujo_run_pipeline ON flujo_run (pipeline_id, status, updated_at);
+CREATE INDEX flujo_run_status ON flujo_run (status, updated_at, key, busy);
+CREATE INDEX flujo_run_pipeline ON flujo_run (pipeline_id, status, updated_at, key, busy);
 
 -- One row a save. seq = run key << 24 | rev, so a run's rows lie side by side in one b-tree.
 CREATE TABLE flujo_log (

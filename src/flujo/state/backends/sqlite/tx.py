@@ -36,14 +36,20 @@ _APPEND = SQL["append"]
 
 
 class SQLiteTx:
-    """The statements on one connection. `me` is this process's owner number, or None before its first claim."""
+    """The statements on one connection. `me` is this process's owner number, or None before its first claim.
 
-    def __init__(self, connection: sqlite3.Connection, sidecar: Sidecar, fences: Callable[[], int]) -> None:
+    Without `sidecar` and `fences` it only reads.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, sidecar: Sidecar | None = None, fences: Callable[[], int] | None = None
+    ) -> None:
         self._execute = connection.execute
         self._executemany = connection.executemany
         self._sidecar = sidecar
         self._draw = fences
         self.me: int | None = None
+        self.dropped = 0  # pages that deleting has changed, about
 
     def _one(self, name: str, *values: Any) -> Any:
         return self._execute(SQL[name], values).fetchone()
@@ -75,8 +81,9 @@ class SQLiteTx:
 
     def drop_run(self, key: int) -> None:
         self._execute(SQL["drop_run"], (key,))
-        self._execute(SQL["drop_log"], (key, key))
+        rows = self._execute(SQL["drop_log"], (key, key)).rowcount
         self._execute(SQL["drop_snapshot"], (key, key))
+        self.dropped += 4 + rows // 8
 
     def newest(self, key: int) -> LogRow | None:
         return _log_row(self._one("newest", key, key))
@@ -114,12 +121,14 @@ class SQLiteTx:
         self._execute(SQL["set_free"], (status, key, fence))
 
     def draw_fence(self) -> int:
+        assert self._draw is not None
         return self._draw()
 
     def owner_of(self, run: RunRow) -> str | None:
         found = self._one("owner", run.owner)
         if found is None or run.owner is None:
             return None
+        assert self._sidecar is not None
         boot, host, pid, beat_at = found
         alive = self._sidecar.alive(run.owner) if boot == boot_id() else beat_at + LEASE_US > now_us()
         return f"process {pid} on {host}" if alive else None
@@ -162,6 +171,7 @@ class SQLiteTx:
 
     def join(self, host: str, pid: int) -> None:
         """Enter this process as an owner and hold its lock; forget the owners that are dead."""
+        assert self._sidecar is not None
         now = now_us()
         for owner, boot, beat_at in self._execute(SQL["owners"]).fetchall():
             dead = not self._sidecar.alive(owner) if boot == boot_id() else beat_at + LEASE_US < now

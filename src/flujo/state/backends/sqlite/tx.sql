@@ -109,4 +109,6 @@ SELECT key, run_id, rev FROM flujo_run WHERE status = ? AND updated_at < ? ORDER
 SELECT key, run_id FROM flujo_run WHERE key > ? ORDER BY key LIMIT ?
 
 -- name: recent
-SELECT count(*) FROM flujo_run WHERE status = ? AND updated_at >= ?
+SELECT count(*) FROM flujo_run AS r
+WHERE r.status = ?1 AND r.updated_at >= ?2
+  AND (?1 <> 'running' OR EXISTS (SELECT 1 FROM flujo_log WHERE seq > r.key << 24 AND seq < (r.key + 1) << 24))

@@ -124,6 +124,8 @@ class Writer:
             self._find_out(jobs, error)
             return
         self.joined = tx.me
+        self.pages += tx.dropped
+        tx.dropped = 0
         for job in jobs:
             job.finished = True
             self.pages += job.pages()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sqlite3
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from flujo import Flujo, SQLiteBackend, step
+from flujo import FileBackend, Flujo, SQLiteBackend, step
 from flujo.errors import SaveError
+from flujo.state.backends.file.format import file_name
 from tests.support.backends import query
 from tests.support.crash_forks import ROOT, Forks, Journal, Switchboard
 from tests.support.crash_interruption import (
@@ -59,6 +61,9 @@ class Bench:
                 [],
                 [(None, None)],
             )
+        elif isinstance(self.backend, FileBackend) and (file := self.backend.path / file_name(run_id)).exists():
+            data = json.loads(file.read_text(encoding="utf-8"))
+            assert (data["owner"], data["run"]["owner"], data["run"]["fence"]) == (None, None, None)
 
     async def left_well(self, run_id: str) -> int:
         """Check what an interruption has left, and return how many steps are saved."""
@@ -242,7 +247,7 @@ def test_what_ends_the_program_does_not_end_the_run(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-@pytest.mark.parametrize("bench", ["memory", "sqlite"], indirect=True)
+@pytest.mark.parametrize("bench", ["memory", "sqlite", "file"], indirect=True)
 @pytest.mark.parametrize("answer", ["another error", "a result"])
 def test_a_step_cannot_turn_an_interruption_into_an_outcome(bench: Bench, answer: str) -> None:
     """A step that catches its cancellation and raises something else has not failed; one that returns is saved, and

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flujo import SQLiteBackend
 from tests.support.crash_forks import Forks
 from tests.support.disks import KINDS, Disk
 
@@ -34,3 +36,15 @@ def forks() -> Iterator[Forks]:
     server = Forks()
     yield server
     server.close()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "runs.db"
+
+
+@pytest.fixture
+def backend(file: Path) -> Iterator[SQLiteBackend]:
+    found = SQLiteBackend(file, durability="process")
+    yield found
+    asyncio.run(found.close())

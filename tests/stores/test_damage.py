@@ -198,6 +198,21 @@ def test_a_damaged_file_does_no_harm_to_other_runs(files: Disk) -> None:
     assert {run.run_id for run in asyncio.run(files.open().list_runs())} == {"new", "other", "r"}
 
 
+def test_a_run_that_is_deleted_while_all_are_listed(files: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process deletes it between the look into the directory and the look into the file."""
+    path = files.half("r")
+    files.run("other")
+    read = Path.read_bytes
+
+    def vanishing(file: Path) -> bytes:
+        if file == path:
+            file.unlink()
+        return read(file)
+
+    monkeypatch.setattr(Path, "read_bytes", vanishing)
+    assert [run.run_id for run in asyncio.run(files.open().list_runs())] == ["other"]
+
+
 def test_a_deleted_state_file_is_no_run(files: Disk) -> None:
     """What the error says can be done: deleted, the run starts again."""
     path = files.half()
@@ -331,6 +346,25 @@ def test_an_index_that_does_not_lead_to_the_run(database: Disk) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("REINDEX")
     database.goes_on()
+
+
+def test_a_run_under_the_name_of_another(database: Disk) -> None:
+    """Two rows by one run_id, of which the index knows one: the check of the store tells of the other."""
+    database.run("first-q")
+    path = database.half("first-r")
+    whole = path.read_bytes()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'flujo_run'").fetchone()
+    table = slice((page - 1) * 4096, page * 4096)
+    assert whole[table].count(b"first-q") == 1
+    changed = bytearray(whole)
+    changed[table] = whole[table].replace(b"first-q", b"first-r")
+    replace(path, bytes(changed))
+    problems = asyncio.run(database.open().check_integrity())
+    assert any("'first-r'" in line and "an index" in line for line in problems), problems
+    database.close()
+    replace(path, whole)
+    database.goes_on("first-r")
 
 
 def test_a_store_taken_away_while_it_is_used(disk: Disk) -> None:

@@ -155,7 +155,9 @@ def test_just_deep_enough(stores: Stores, limit: int) -> None:
 def test_a_hundred_megabytes(stores: Stores) -> None:
     """Refused at the default limit of 64 MiB, with the size; with a higher one, equal when read."""
     text = "x" * (100 * MB)
-    refused(stores, text, match="100,000,002 bytes")
+    done = run(stores, "output", text, "refused")
+    assert done.status == "failed" and isinstance(done.error, NotSerializableError)
+    assert explains(done.error, "output", "100,000,002 bytes", "67,108,864") and done.error.path == "output"
     codec = Codec(max_bytes=150 * MB)
     done = run(stores, "output", text, "big", codec)
     assert done.status == "completed", done.error

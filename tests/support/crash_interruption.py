@@ -11,14 +11,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flujo import Flujo, InMemoryBackend, PipelineResult, SQLiteBackend, StateBackend, current_step, step
+from flujo import (
+    FileBackend,
+    Flujo,
+    InMemoryBackend,
+    PipelineResult,
+    SQLiteBackend,
+    StateBackend,
+    current_step,
+    step,
+)
 from flujo.execution.events import Event, StepSaved, StepStarted
 from tests.support.backends import ByReference
 from tests.support.crash_forks import Journal, call
 
 NAMES = ["fetch", "measure", "settle", "report"]
 STEPS = len(NAMES)
-KINDS = ("memory", "sqlite", "third-party", "memory subclass", "sqlite subclass", "third-party subclass")
+KINDS = tuple(f"{kind}{sub}" for sub in ("", " subclass") for kind in ("memory", "sqlite", "file", "third-party"))
 
 
 class Trail(BaseModel):
@@ -116,7 +125,12 @@ class Distant(ByReference):
 def backend_of(kind: str, work: Work, folder: Path) -> StateBackend:
     """Return a backend of that kind; a subclass notes each save when it has returned."""
     name, _, subclass = kind.partition(" ")
-    base: Any = {"memory": InMemoryBackend, "sqlite": SQLiteBackend, "third-party": Distant}[name]
+    base: Any = {
+        "memory": InMemoryBackend,
+        "sqlite": SQLiteBackend,
+        "file": FileBackend,
+        "third-party": Distant,
+    }[name]
 
     class Noting(base):  # type: ignore[misc]
         async def save_state(self, run_id: str, state: dict[str, Any]) -> None:
@@ -127,6 +141,7 @@ def backend_of(kind: str, work: Work, folder: Path) -> StateBackend:
     backend: StateBackend = {
         "memory": lambda: made(),
         "sqlite": lambda: made(folder / "runs.db"),
+        "file": lambda: made(folder / "runs"),
         "third-party": lambda: made({}),
     }[name]()
     return backend

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import multiprocessing
 import os
-import select
 import sqlite3
 import sys
 import threading
@@ -239,15 +238,28 @@ def forking_in_opening(store: str, journal: str) -> None:
 def forking_in_waiting(store: str, journal: str, wire: str) -> None:
     """Fork while another thread waits for a lock that another program has on the file."""
     _service._FREEZE_S = 0.1
+    waits = threading.Event()
+
+    class Telling(sqlite3.Connection):
+        def execute(self, *args: Any) -> sqlite3.Cursor:
+            try:
+                return super().execute(*args)
+            except sqlite3.OperationalError:
+                if threading.current_thread() is not thread:  # the store's own thread, which will try again
+                    waits.set()
+                raise
+
+    def connect(path: str) -> sqlite3.Connection:
+        return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False, factory=Telling)
+
     line = call(wire)
-    runner = runner_on(Recording(store), Journal(journal))
+    runner = runner_on(Recording(store, connect=connect), Journal(journal))
     runner.run(0, run_id="before")
     line.say("opened")
     line.hear()
     thread = threading.Thread(target=lambda: runner.run(0, run_id="parent"))
     thread.start()
-    while not stores.open[os.path.realpath(store)]._lock.locked():
-        select.select([], [], [], 0.001)
+    waits.wait(30)
 
     def refused() -> None:
         with pytest.raises(StoreUnavailableError, match="forked"):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import unicodedata
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from flujo import FileBackend, Flujo, FlujoError, PipelineResult, SQLiteBackend
 from flujo.state.backends.file.format import file_name
-from tests.support.pipelines import abc
+from tests.support.pipelines import abc, by_hand
 
 KINDS = ("sqlite", "file")
+NOW = datetime.now(UTC)
 
 
 class Disk:
@@ -67,6 +69,13 @@ class Disk:
     def tree(self) -> set[str]:
         """Return every path below the root."""
         return {str(path.relative_to(self.root)) for path in self.root.rglob("*")}
+
+
+def old(backend: Any, run_id: str, status: str, age: timedelta, **changes: Any) -> None:
+    """Save a run by hand that came to this status so long ago."""
+    then = NOW - age
+    state = by_hand(run_id=run_id, status=status, **{"created_at": then, "updated_at": then, **changes})
+    asyncio.run(backend.save_state(run_id, state))
 
 
 class _Calls(list[str]):

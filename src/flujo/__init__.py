@@ -9,7 +9,8 @@ from __future__ import annotations
 from flujo import errors
 from flujo.errors import FlujoError, NonRetryableError, RunFailedError
 from flujo.execution.current import CurrentStep, current_step
-from flujo.pipeline import Pipeline, PipelineRegistry, Retry, Step, step
+from flujo.execution.once import once
+from flujo.pipeline import ItemError, Merge, Pipeline, PipelineRegistry, Retry, Step, step
 from flujo.runner.flujo import Flujo
 from flujo.runner.result import PipelineResult
 from flujo.state import FileBackend, InMemoryBackend, SQLiteBackend, StateBackend, open_backend, register_type
@@ -23,6 +24,8 @@ __all__ = [
     "Flujo",
     "FlujoError",
     "InMemoryBackend",
+    "ItemError",
+    "Merge",
     "NonRetryableError",
     "Pipeline",
     "PipelineRegistry",
@@ -36,6 +39,7 @@ __all__ = [
     "WorkflowState",
     "current_step",
     "errors",
+    "once",
     "open_backend",
     "register_type",
     "step",

@@ -46,11 +46,19 @@ def new_run_id() -> str:
 
 
 def path_text(path: tuple[str, ...]) -> str:
-    """Print a path: ``("enrich", "[17]", "fetch")`` is ``enrich[17].fetch``."""
+    """Print a path: ``("enrich", "[17]", "fetch")`` is ``enrich[17].fetch``, ``("pay", ">undo")`` is ``pay>undo``."""
     text = path[0]
     for part in path[1:]:
-        text += part if part[0] in "[#" else "." + part
+        text += part if part[0] in "[#>" else "." + part
     return text
+
+
+def own_name(path: tuple[str, ...]) -> str:
+    """Return the last part of a path, with what it belongs to where it begins with ">": `pay>undo>call`."""
+    start = len(path) - 1
+    while start and path[start][0] == ">":
+        start -= 1
+    return path[start] if start == len(path) - 1 else "".join(path[start:])
 
 
 def idempotency_key(run_id: str, path: tuple[str, ...], generation: int) -> str:

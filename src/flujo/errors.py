@@ -11,11 +11,20 @@ FlujoError
 ├── StepError                       what a step raises, or what its failure is reported as
 │   ├── NonRetryableError           raise it in a step to end the retrying
 │   ├── StepTimeoutError            an attempt ran longer than the step's `timeout`
+│   ├── NoCaseError                 a branch was told a case that it has not got
+│   ├── LoopLimitError              a loop was not done after `max_iterations`
+│   ├── ItemsFailedError            more items of a map failed than it tolerates
+│   ├── ContextConflictError        two branches changed the same field of the context
+│   ├── NotPicklableError           what an executor's process is to be sent, or sends back
+│   ├── WorkerDiedError             the executor's process died while the step ran in it
 │   └── RecordedError               an error that another process recorded, as text
 ├── RunError                        one run cannot be started, resumed or read
 │   ├── RunFailedError              `.output` was read of a run that did not complete
 │   ├── RunInProgressError          a live owner executes the run
+│   ├── RunNotFoundError            there is no such run
+│   ├── RunEndedError               the run has ended, and nothing about it can be changed
 │   ├── CrashLoopError              the same step killed its process again and again
+│   ├── UndoFailedError             the run failed, and an undo failed too; run it again to go on undoing
 │   └── ResumeError                 the saved run and the code at hand do not fit
 │       ├── PipelineNotRegisteredError
 │       ├── VersionNotRegisteredError
@@ -135,6 +144,42 @@ class StepTimeoutError(StepError):
     code = "step-timeout"
 
 
+class NoCaseError(StepError):
+    """`branch_on` was told a case that it has not got, and has no default."""
+
+    code = "no-case"
+
+
+class LoopLimitError(StepError):
+    """A loop was not done after `max_iterations`."""
+
+    code = "loop-limit"
+
+
+class ItemsFailedError(StepError):
+    """More items of a map failed than it tolerates. Data: `failed` and `items`, both counts."""
+
+    code = "items-failed"
+
+
+class ContextConflictError(StepError):
+    """Two branches changed the same field of the context, and no merge is declared for it."""
+
+    code = "context-conflict"
+
+
+class NotPicklableError(StepError):
+    """A step, its input or its output cannot be sent to, or back from, an executor's process."""
+
+    code = "not-picklable"
+
+
+class WorkerDiedError(StepError):
+    """The process in which an executor ran the step died: a failed attempt like any other."""
+
+    code = "worker-died"
+
+
 class RecordedError(StepError):
     """An error that an earlier process recorded: its type and text, not the object.
 
@@ -162,10 +207,28 @@ class RunInProgressError(RunError):
     code = "run-in-progress"
 
 
+class RunNotFoundError(RunError):
+    """There is no run of that run_id."""
+
+    code = "run-not-found"
+
+
+class RunEndedError(RunError):
+    """The run has ended, and nothing about it can be changed. Data: `status`."""
+
+    code = "run-ended"
+
+
 class CrashLoopError(RunError):
     """The process died again and again at the same step."""
 
     code = "crash-loop"
+
+
+class UndoFailedError(RunError):
+    """An undo failed for good; `__cause__` is its failure. The run can be retried, and goes on undoing."""
+
+    code = "undo-failed"
 
 
 class ResumeError(RunError):

@@ -105,3 +105,103 @@ def test_a_difference_is_empty_only_if_there_is_none(before: list[str], after: l
     """Whatever was added, taken out or moved."""
     assert (told(of(*before), of(*after)) == "") == (before == after)
     assert json.loads(fingerprint(of(*before))) == structure(of(*before))
+
+
+def _by(given: object) -> str:
+    return "big"
+
+
+def _until(given: object) -> bool:
+    return True
+
+
+def shop(**changes: Any) -> Pipeline[Any, Any]:
+    """Return a pipeline of every kind of step; `changes` puts others in their places."""
+    parts: dict[str, Any] = {
+        "fan": Step.parallel("fan", left=of("a"), right=of("b", "c")),
+        "each": Step.map_over("each", of("fetch", "score")),
+        "route": Step.branch_on("route", by=lambda given: "big", big=of("ask", "charge"), default=of("charge")),
+        "refine": Step.loop_until("refine", of("draft", "critic"), until=lambda given: True),
+        "sub": of("x", "y").as_step("sub"),
+        "pay": LEAF.named("pay").fallback(of("wire", "tell")),
+    }
+    return Pipeline.of(*(parts | changes).values())  # type: ignore[call-overload]
+
+
+def test_the_structure_of_every_kind() -> None:
+    """Kinds, names and keys; a body that is the only one has the key ""."""
+    assert structure(shop()) == [
+        ["parallel:fan", ["left", ["step:a"]], ["right", ["step:b", "step:c"]]],
+        ["map:each", ["", ["step:fetch", "step:score"]]],
+        ["branch:route", ["big", ["step:ask", "step:charge"]], ["default", ["step:charge"]]],
+        ["loop:refine", ["", ["step:draft", "step:critic"]]],
+        ["pipeline:sub", ["", ["step:x", "step:y"]]],
+        ["fallback:pay", ["primary", ["step:pay"]], ["fallback", ["step:wire", "step:tell"]]],
+    ]
+
+
+def test_options_functions_and_types_are_no_part_of_the_structure() -> None:
+    """They may be mended while runs are in flight: limits, policies, what decides, defaults, time limits, undos."""
+    other = shop(
+        each=Step.map_over(
+            "each", of("fetch", "score"), max_concurrency=2, on_error="collect", tolerated_failures=3
+        ).with_timeout(3),
+        route=Step.branch_on(
+            "route",
+            by=step(name="x", retries=3)(_by),
+            big=of("ask", step(name="charge", undo=lambda given: None)(len)),
+            default=of("charge"),
+        ),
+        refine=Step.loop_until("refine", of("draft", "critic"), until=_until, max_iterations=3),
+    )
+    assert fingerprint(other) == fingerprint(shop())
+    chosen = Step.branch_on("route", by=lambda given: "a", a=of("a"), b=of("b"))
+    assert told(of(chosen), of(Step.branch_on("route", by=_by, a=of("a"), b=of("b"), default="b"))) == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"fan": Step.parallel("fan", left=of("a"), right=of("b"))},
+            "in 'fan' (parallel), 'right': step 2 'c' is gone",
+        ),
+        (
+            {"fan": Step.parallel("fan", right=of("b", "c"), left=of("a"))},
+            "in 'fan' (parallel) the order was left, right, is now right, left",
+        ),
+        (
+            {"each": Step.map_over("each", of("fetch", Step.map_over("score", of("leaf"))))},
+            "in 'each' (map): step 2 was 'score', is now 'score' (map)",
+        ),
+        (
+            {"route": Step.branch_on("route", by=_by, big=of("ask", "charge"), small=of("charge"))},
+            "in 'route' (branch) 'default' is gone; in 'route' (branch) 'small' is new",
+        ),
+        (
+            {"refine": Step.map_over("refine", of("draft", "critic"))},
+            "step 4 was 'refine' (loop), is now 'refine' (map)",
+        ),
+        (
+            {"sub": of("x", "y")},
+            "step 5 was 'sub' (pipeline), is now 'x'; step 6 'y' is new",
+        ),
+        ({"pay": of("pay")}, "step 6 was 'pay' (fallback), is now 'pay'"),
+        (
+            {"pay": LEAF.named("pay").fallback(of("wire", "told"))},
+            "in 'pay' (fallback), 'fallback': step 2 was 'tell', is now 'told'",
+        ),
+    ],
+)
+def test_a_difference_in_every_kind_is_spelled_out(changes: Any, words: str) -> None:
+    """The way to it, and what it is."""
+    assert told(shop(), shop(**changes)) == words
+
+
+def test_a_difference_deep_inside_says_the_whole_way() -> None:
+    """Kind, name and key of each level."""
+
+    def deep(name: str) -> Pipeline[Any, Any]:
+        return of(Step.parallel("fan", left=Step.map_over("each", of(name)), right=of("b")))
+
+    assert told(deep("a"), deep("z")) == "in 'fan' (parallel), 'left': in 'each' (map): step 1 was 'a', is now 'z'"

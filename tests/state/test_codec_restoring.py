@@ -268,6 +268,7 @@ HOSTILE: list[object] = [
     *(tag(name, bad) for name in ("bool", "str", "NoneType") for bad in (1.5, [], {})),
     *(tag("complex", bad) for bad in ([1, 2], [1.0], "1j", None, [1.0, tag("int", "0x1")], [1.0, tag("x", 1)])),
     *(tag("complex", bad) for bad in ([1.0, {"$type": [], "value": 1}], [[], {}])),
+    *(tag("range", bad) for bad in ([1, 2], [1, 2, 0], [1, 2, 1.0], [1, 2, True], [1, 2, "3"], "range(3)", None)),
     *(tag(name, bad) for name in ("bytes", "bytearray") for bad in ("a", "====", "ä", 1, [1])),
     *(
         tag(name, bad)

@@ -20,6 +20,7 @@ from tests.support.pipelines import T0, abc, new_run
 from tests.support.saves import saved, take, wait
 
 RUNS = ("completed", "failed", "paused", "due", "running", "big")
+BY_KEY = ("flujo_run", "flujo_start")
 # What no state consists of: bookkeeping of claims, and copies for the listings.
 NO_STATE = {"fence", "owner", "claimed_at", "claim_rev", "crashes", "busy", "updated_at", "error_message"}
 
@@ -110,7 +111,7 @@ def changes(content: bytes, folder: Path) -> Iterator[tuple[str, str, Any, Any]]
     file.write_bytes(content)
     connection = sqlite3.connect(file)
     rng = random.Random(1)
-    for table, key in (("flujo_log", "seq"), ("flujo_run", "key"), ("flujo_snapshot", "seq")):
+    for table, key in (("flujo_log", "seq"), *((table, "key") for table in BY_KEY), ("flujo_snapshot", "seq")):
         cursor = connection.execute(f"SELECT * FROM {table}")
         columns = [part[0] for part in cursor.description]
         for row in cursor.fetchall():
@@ -125,7 +126,7 @@ def changes(content: bytes, folder: Path) -> Iterator[tuple[str, str, Any, Any]]
 def altered(file: Path, table: str, column: str, key: Any, value: Any) -> bool:
     """Make the change; return whether SQLite let it be made."""
     connection = sqlite3.connect(file, isolation_level=None)
-    name = "key" if table == "flujo_run" else "seq"
+    name = "key" if table in BY_KEY else "seq"
     try:
         connection.execute(f"UPDATE {table} SET {column} = ? WHERE {name} = ?", (value, key))
     except sqlite3.IntegrityError:  # a strict table
@@ -161,7 +162,7 @@ def found_as(file: Path, name: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("table", ["flujo_log", "flujo_run", "flujo_snapshot"])
+@pytest.mark.parametrize("table", ["flujo_log", "flujo_run", "flujo_start", "flujo_snapshot"])
 def test_any_column_altered(store: tuple[bytes, dict[str, list[Any]]], table: str, tmp_path: Path) -> None:
     """Each column of each row, in several ways: other data is never read silently."""
     content, truth = store
@@ -172,7 +173,7 @@ def test_any_column_altered(store: tuple[bytes, dict[str, list[Any]]], table: st
         names = names or dict(query(tmp_path / "original.db", "SELECT key, run_id FROM flujo_run"))
         if found != table or column in (NO_STATE if table == "flujo_run" else ()):
             continue
-        run = names[key if table == "flujo_run" else key >> 24]
+        run = names[key if table in BY_KEY else key >> 24]
         if table == "flujo_log" and run not in ("completed", "big"):
             continue  # they are as good as all, and this takes its time
         others = [name for name in RUNS if name != run][key % 5 :][: table == "flujo_run"]
@@ -182,7 +183,7 @@ def test_any_column_altered(store: tuple[bytes, dict[str, list[Any]]], table: st
         if column == "run_id":  # nothing is found under the old name; under the new one it is refused
             assert found_as(file, value) in (StateCorruptedError, InvalidRunIdError)
             detected[column] = 1
-        elif column in ("seq", "key") and run in ("running", "big") and table != "flujo_snapshot":
+        elif column in ("seq", "key") and run in ("running", "big") and table not in ("flujo_snapshot", "flujo_start"):
             pass  # nothing but the save itself says that it is there
         else:
             others = [run, *others]
@@ -275,25 +276,30 @@ def test_runs_swapped(store: tuple[bytes, dict[str, list[Any]]], tmp_path: Path)
     """Two runs whose names, or whole rows, were exchanged are found."""
     content, truth = store
     file = tmp_path / "runs.db"
-    for columns in ("run_id", "input", "pipeline_version, created_at", "fingerprint"):
+    for table, columns in (
+        ("flujo_run", "run_id"),
+        ("flujo_start", "input"),
+        ("flujo_run", "pipeline_version, created_at"),
+        ("flujo_start", "fingerprint"),
+    ):
         file.write_bytes(content)
-        query(file, "UPDATE flujo_run SET pipeline_version = '2', fingerprint = '[1]' WHERE run_id = 'failed'")
+        query(file, "UPDATE flujo_run SET pipeline_version = '2' WHERE run_id = 'failed'")
         backend = SQLiteBackend(file, durability="process")
         assert observe(backend, "failed")[0] is StateCorruptedError
         wait(backend.close())
         file.write_bytes(content)
         connection = sqlite3.connect(file, isolation_level=None)
         names = columns.split(", ")
+        keys = dict(connection.execute("SELECT run_id, key FROM flujo_run"))
         rows = {
-            name: connection.execute(f"SELECT {columns} FROM flujo_run WHERE run_id = ?", (name,)).fetchone()
+            name: connection.execute(f"SELECT {columns} FROM {table} WHERE key = ?", (keys[name],)).fetchone()
             for name in ("completed", "failed")
         }
-        keys = dict(connection.execute("SELECT run_id, key FROM flujo_run"))
         if columns == "run_id":
             connection.execute("UPDATE flujo_run SET run_id = 'between' WHERE key = ?", (keys["completed"],))
         assignments = ", ".join(f"{name} = ?" for name in names)
-        connection.execute(f"UPDATE flujo_run SET {assignments} WHERE key = ?", (*rows["completed"], keys["failed"]))
-        connection.execute(f"UPDATE flujo_run SET {assignments} WHERE key = ?", (*rows["failed"], keys["completed"]))
+        connection.execute(f"UPDATE {table} SET {assignments} WHERE key = ?", (*rows["completed"], keys["failed"]))
+        connection.execute(f"UPDATE {table} SET {assignments} WHERE key = ?", (*rows["failed"], keys["completed"]))
         connection.close()
         same = rows["completed"] == rows["failed"]
         assert (check(file, truth, columns) > 0) is not same

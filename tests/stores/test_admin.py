@@ -133,7 +133,7 @@ def fill(file: Path, runs: int, saves: int = 1, days: int = 100) -> None:
     with closing(sqlite3.connect(file, timeout=60)) as connection, connection:
         connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) INSERT INTO flujo_run"
-            " SELECT 1000 + i, 'filled ' || i, 'p', 'p', '1', 1, '[]', NULL, ?2, 'completed', ?3, ?2 + i, NULL, NULL,"
+            " SELECT 1000 + i, 'filled ' || i, 'p', 'p', '1', 1, ?2, 'completed', ?3, ?2 + i, NULL, NULL,"
             " NULL, NULL, NULL, 0, 0, 0 FROM n",
             (runs, then, saves),
         )

@@ -48,7 +48,7 @@ DAMAGE = {
     "a record": "UPDATE flujo_log SET records = CAST(replace(records, 'path', 'pith') AS BLOB) WHERE seq = 1 << 24 | 1",
     "a checksum": "UPDATE flujo_log SET sum = zeroblob(16) WHERE seq = 1 << 24 | 1",
     "a status": "UPDATE flujo_run SET status = 'cancelled' WHERE key = 1",
-    "an input": "UPDATE flujo_run SET input = x'32' WHERE key = 1",
+    "an input": "UPDATE flujo_start SET input = x'32' WHERE key = 1",
     "a name": "UPDATE flujo_run SET pipeline_name = 'other' WHERE key = 1",
     "the first save": "DELETE FROM flujo_log WHERE seq = 1 << 24 | 1",
     "a save": "DELETE FROM flujo_log WHERE seq = 1 << 24 | 2",

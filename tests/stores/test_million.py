@@ -292,7 +292,7 @@ def test_cleaning_up(million: Million) -> None:
         "SELECT * FROM flujo_run",
         "SELECT * FROM flujo_run ORDER BY created_at LIMIT 5",
         "SELECT r.key FROM flujo_run AS r WHERE status = 'failed' ORDER BY created_at LIMIT 5",
-        "SELECT r.key FROM (SELECT 1 AS one) AS f JOIN flujo_run AS r ON r.input = f.one",
+        "SELECT r.key FROM (SELECT 1 AS one) AS f JOIN flujo_run AS r ON r.total_steps = f.one",
         "SELECT key FROM (SELECT key, rev FROM flujo_run WHERE status = 'paused' ORDER BY rev LIMIT 5)",
         "DELETE FROM flujo_log WHERE seq >> 24 = 7",
     ],

@@ -114,7 +114,7 @@ def dump(file: Path, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
     try:
         return {
             table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-            for table in tables or ("flujo_meta", "flujo_run", "flujo_log", "flujo_snapshot")
+            for table in tables or ("flujo_meta", "flujo_run", "flujo_start", "flujo_log", "flujo_snapshot")
         }
     finally:
         connection.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 from flujo import FlujoError
 from flujo.errors import FencedError, RunInProgressError
+from flujo.state.backends._sidecar import Sidecar
 from flujo.state.backends.sqlite import tx
 from tests.support.crash_forks import Forks, Journal, Switchboard, Wire, call
 from tests.support.crash_pipeline import INPUT, Acknowledging, Child, runner_of
@@ -160,8 +161,9 @@ def _tamper(boot: str | None, unfenced: str) -> None:
     `unfenced` "fence" leaves out the fence alone, "all" also lets a second save of a step replace the first.
     """
     if boot is not None:
-        tx.boot_id = lambda: boot
+        tx.boot_id = tx.machine_id = lambda: boot
         tx.LEASE_US = 1
+        Sidecar.alive = lambda self, owner: False  # type: ignore[method-assign]  # no lock reaches another machine
     if unfenced:
         assert _FENCE in tx._APPEND and "INSERT OR IGNORE" in tx._APPEND
         tx._APPEND = tx._APPEND.replace(_FENCE, "AND ?15 IS NOT NULL")

@@ -62,7 +62,7 @@ class Traced(sqlite3.Connection):
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         label = _label(sql)
         if label is None:
-            if "FROM flujo_run WHERE run_id" in sql and self.points.phase == "open":
+            if "WHERE run_id = ?" in sql and self.points.phase == "open":
                 self.points.phase = "claim"
             return super().execute(sql, *values)
         self.points(f"{label} before")

@@ -19,7 +19,7 @@ from typing import Any
 from flujo import StateBackend, StepResult
 from flujo.errors import ConfigurationError, FencedError, RunInProgressError
 from flujo.state import Codec
-from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, settled
+from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, check_page, settled
 from flujo.state.models import as_moment, checked_state, record_from
 
 State = dict[str, Any]
@@ -90,10 +90,7 @@ class Live(Text):
         assert self.codec is not None
         state = checked_state(state["run_id"], state)
         records = [record_from(found) for found in state.get("step_history") or ()]
-        state["step_history"] = [
-            {name: getattr(record, name) for name in StepResult.__slots__} | {"output": self.codec.lower(record.output)}
-            for record in records
-        ]
+        state["step_history"] = [self.lowered(record) for record in records]
         for name in ("last_step_output", "input"):
             state[name] = self.codec.lower(state.get(name), name.removeprefix("last_step_"))
         fields = self.codec.encode_fields(state["pipeline_context"], "context")
@@ -108,10 +105,23 @@ class Live(Text):
         for name in ("last_step_output", "input"):
             state[name] = self.codec.lift(state[name])
         state["pipeline_context"] = {k: self.codec.lift(v) for k, v in state["pipeline_context"].items()}
-        state["step_history"] = [
-            record_from({**found, "output": self.codec.lift(found["output"])}) for found in state["step_history"]
-        ]
+        state["step_history"] = [self.lifted(found) for found in state["step_history"]]
         return state
+
+    def lowered(self, record: StepResult) -> State:
+        assert self.codec is not None
+        facts = {name: getattr(record, name) for name in StepResult.__slots__}
+        facts["output"] = self.codec.lower(record.output)
+        if record.context_changes is not None:
+            facts["context_changes"] = {k: [self.codec.lower(v) for v in n] for k, n in record.context_changes.items()}
+        return facts
+
+    def lifted(self, facts: State) -> StepResult:
+        assert self.codec is not None
+        facts = {**facts, "output": self.codec.lift(facts["output"])}
+        if facts.get("context_changes") is not None:
+            facts["context_changes"] = {k: [self.codec.lift(v) for v in n] for k, n in facts["context_changes"].items()}
+        return record_from(facts)
 
 
 class Fenced(Text):
@@ -166,7 +176,7 @@ class Fenced(Text):
     ) -> Claim:
         with self.lock:
             state = self.head(run_id)
-            if state is not None and settled(state["status"], as_moment(state.get("due_at")), now):
+            if state is not None and settled(state["status"], as_moment(state.get("due_at")), now, state.get("phase")):
                 return Claim(fence=None, state=state)
             if not force:
                 self.refuse_owned(run_id)
@@ -224,7 +234,10 @@ class Readable(Text, Reading):
     def headed(self, state: State) -> State:
         return {**state, "history_offset": len(state["step_history"]), "step_history": []}
 
-    async def history(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepResult]:
+    async def history(
+        self, run_id: str, *, after: int = 0, limit: int | None = None, strict: bool = False
+    ) -> list[StepResult]:
+        check_page(after=after, limit=limit)
         state = await self.load_state(run_id)
         records = [record_from(found) for found in state["step_history"]] if state else []
         return records[after : None if limit is None else after + limit]
@@ -246,6 +259,7 @@ class Readable(Text, Reading):
         after: str | None = None,
         since: datetime | None = None,
     ) -> list[RunSummary]:
+        check_page(limit=limit, offset=offset)
         found = [(self.order[run_id], state) for run_id, state in self.wanted(where or {})]
         found.sort(key=lambda pair: pair[0], reverse=True)
         if since is not None:

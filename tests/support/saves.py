@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Coroutine
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
-from flujo import StateBackend
+from flujo import SQLiteBackend, StateBackend, StepResult
 from flujo.state.backends.base import Claim
+from flujo.state.backends.sqlite import connection as opening
 from flujo.state.models import StepRecord
 from tests.support.pipelines import T0, by_hand, new_run
 
@@ -43,6 +46,29 @@ def saved(claim: Claim, rev: int, run_id: str = "r", **changes: Any) -> dict[str
         error=None,
     )
     return state | changes
+
+
+def sub_step(claim: Any, rev: int, records: list[StepResult], before: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return the save of sub-steps that follows the save `before`: index, output and context are still those."""
+    kept = {name: before[name] for name in ("current_step_index", "last_step_output", "pipeline_context")}
+    offset = before["history_offset"] + len(before["step_history"])
+    reserved = {"step_history": records, "history_offset": offset, "position": {"from": 1}}
+    return saved(claim, rev) | kept | reserved | changes
+
+
+def counting(file: Path, spent: list[int]) -> SQLiteBackend:
+    """Return a backend on the file that counts the instructions of SQLite's virtual machine."""
+
+    def connect(path: str) -> sqlite3.Connection:
+        connection = opening.connect(path)
+
+        def count() -> None:
+            spent[0] += 1
+
+        connection.set_progress_handler(count, 1)
+        return connection
+
+    return SQLiteBackend(file, durability="process", connect=connect)
 
 
 def plain(state: dict[str, Any] | None) -> dict[str, Any]:

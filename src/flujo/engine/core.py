@@ -6,6 +6,7 @@ state and leaves the old one as it was.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -33,7 +34,7 @@ def fresh(run_id: str, code: Registered, fingerprint: str, given: Any, now: date
         "current_step_index": 0, "pipeline_context": {}, "last_step_output": None, "status": "running",
         "created_at": now, "updated_at": now,
         "rev": 0, "position": None, "step_history": [], "history_offset": 0, "fingerprint": fingerprint,
-        "input": given, "error": None, "total_steps": len(code.pipeline.steps),
+        "input": given, "error": None, "total_steps": len(code.pipeline.steps), "phase": None,
     }  # fmt: skip
 
 
@@ -47,44 +48,92 @@ def decide(pipeline: Pipeline[Any, Any], state: State) -> Do | None:
 
 
 def completed(state: State, record: StepRecord, context: dict[str, Any], total: int, now: datetime) -> State:
-    """Return the state after the step of `record`, which changed the context to `context`."""
+    """Return the state after the top-level step of `record`, which changed the context to `context`."""
     index = state["current_step_index"] + 1
-    after = state.copy()
-    after["history_offset"] = state["history_offset"] + len(state["step_history"])
+    after = following(state, [record], now)
     after["current_step_index"] = index
     after["pipeline_context"] = context
     after["last_step_output"] = record.output
     after["status"] = "completed" if index == total else "running"
-    after["updated_at"] = now
-    after["rev"] = state["rev"] + 1
-    after["step_history"] = [record]
     after["position"] = after["error"] = None
+    return after
+
+
+def progressed(state: State, records: Sequence[StepRecord], context: dict[str, Any], now: datetime) -> State:
+    """Return the state after sub-steps of the step that is under way."""
+    after = following(state, records, now)
+    after["pipeline_context"] = context
+    after["status"] = "running"
+    after["position"] = {**(state["position"] or {}), "from": first_record(state)}
+    after["error"] = None
     return after
 
 
 def finished(state: State, now: datetime) -> State:
     """Return the state of a run all of whose steps are saved, and now its end."""
-    after = state.copy()
-    after["history_offset"] = state["history_offset"] + len(state["step_history"])
+    after = following(state, [], now)
     after["status"] = "completed"
-    after["updated_at"] = now
-    after["rev"] = state["rev"] + 1
-    after["step_history"] = []
     after["position"] = after["error"] = None
     return after
 
 
-def failed(state: State, record: StepRecord | None, error: dict[str, Any], now: datetime) -> State:
-    """Return the state after the run failed with `error`: where it was, with the failure on record."""
-    after = state.copy()
-    after["history_offset"] = state["history_offset"] + len(state["step_history"])
+def failed(
+    state: State, record: StepRecord | None, error: dict[str, Any], now: datetime, void: Collection[int] = ()
+) -> State:
+    """Return the state after the run failed with `error`: where it was, with the failure on record.
+
+    `void` are the places (counted from the step's first record) of the failures that are tried again by a retry.
+    """
+    after = following(state, [record] if record is not None else [], now)
     after["status"] = "failed"
-    after["updated_at"] = now
-    after["rev"] = state["rev"] + 1
-    after["step_history"] = [record] if record is not None else []
-    after["position"] = {"attempts": record.attempts} if record is not None else state["position"]
+    position = dict(state["position"] or {})
+    if record is not None:
+        position["attempts"] = record.attempts
+    if void:
+        position["from"] = first_record(state)
+        position["void"] = _ranges(void_records(state) | set(void))
+    after["position"] = position or None
     after["error"] = error
     return after
+
+
+def following(state: State, records: Sequence[StepRecord], now: datetime) -> State:
+    """Return a copy of the state as the next save, with these records."""
+    after = state.copy()
+    after["history_offset"] = state["history_offset"] + len(state["step_history"])
+    after["updated_at"] = now
+    after["rev"] = state["rev"] + 1
+    after["step_history"] = list(records)
+    return after
+
+
+def records_so_far(state: State) -> int:
+    """Return how many step records the run has."""
+    count: int = state["history_offset"] + len(state["step_history"])
+    return count
+
+
+def first_record(state: State) -> int:
+    """Return how many step records there were before the step that is under way."""
+    position = state["position"]
+    return int(position["from"]) if isinstance(position, dict) and "from" in position else records_so_far(state)
+
+
+def void_records(state: State) -> set[int]:
+    """Return the places of the failures that are to be tried again, counted from the step's first record."""
+    position = state["position"]
+    ranges = position.get("void", ()) if isinstance(position, dict) else ()
+    return {place for first, last in ranges for place in range(first, last + 1)}
+
+
+def _ranges(places: Collection[int]) -> list[list[int]]:
+    ranges: list[list[int]] = []
+    for place in sorted(places):
+        if ranges and ranges[-1][1] == place - 1:
+            ranges[-1][1] = place
+        else:
+            ranges.append([place, place])
+    return ranges
 
 
 def attempts_before(state: State) -> int:

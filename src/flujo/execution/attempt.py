@@ -9,20 +9,26 @@ from typing import Any
 from flujo import _ids
 from flujo.errors import StepTimeoutError
 from flujo.execution.current import CurrentStep
+from flujo.execution.executors import Pool, call_in
 from flujo.execution.threads import Call
 from flujo.pipeline import Step
 
 GRACE_S = 5.0
 
 
-async def attempt(step: Step[Any, Any], given: Any, context: Any, current: CurrentStep) -> Any:
-    """Call the step's function once and return its output, or raise what it raises, or StepTimeoutError."""
+async def attempt(
+    step: Step[Any, Any], given: Any, context: Any, current: CurrentStep, executor: Pool | None = None
+) -> Any:
+    """Call the step's function once and return its output, or raise what it raises, or StepTimeoutError.
+
+    `executor`: where it runs, if not in this process. The time in its queue counts.
+    """
     if step.timeout is None:
-        return await _call(step, given, context, current)
+        return await _call(step, given, context, current, executor)
     limit = asyncio.timeout(step.timeout)
     try:
         async with limit:
-            return await _call(step, given, context, current)
+            return await _call(step, given, context, current, executor)
     except TimeoutError as error:
         if not limit.expired():
             raise
@@ -35,7 +41,10 @@ async def attempt(step: Step[Any, Any], given: Any, context: Any, current: Curre
         ) from error
 
 
-async def _call(step: Step[Any, Any], given: Any, context: Any, current: CurrentStep) -> Any:
+async def _call(step: Step[Any, Any], given: Any, context: Any, current: CurrentStep, executor: Pool | None) -> Any:
+    if executor is not None:
+        result = await call_in(executor, step, given, context, current)
+        return await result if asyncio.iscoroutine(result) else result
     arguments = (given,) if step.takes_input else ()
     options = {"context": context} if step.takes_context else {}
     if step.is_async:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from flujo.errors import ConfigurationError
-from flujo.pipeline import Pipeline
+from flujo.pipeline import Pipeline, Step
+from flujo.pipeline.composites import DECISIONS
+from flujo.pipeline.merge import Merge, MergeFunction
 from flujo.pipeline.typecheck import assignable, readable
 from flujo.state.codec import fields_of, restore_model
+from flujo.state.codec.models import PRIVATE
 
 
 class ContextKind:
-    """How contexts of one runner are made, taken apart for a save, and put together again."""
+    """How contexts of one runner are made, taken apart for a save, and put together again.
 
-    __slots__ = ("_takers", "model")
+    `merges` says, by field, what becomes of one that several branches changed: as declared in the model, or as given
+    here, which counts for more. Raises ConfigurationError for what is no model, no field or no merge.
+    """
 
-    def __init__(self, model: type[BaseModel] | None) -> None:
+    __slots__ = ("_takers", "merges", "model")
+
+    def __init__(
+        self, model: type[BaseModel] | None, merges: Mapping[str, Merge | MergeFunction] | None = None
+    ) -> None:
         given: object = model
         if given is not None and not (isinstance(given, type) and issubclass(given, BaseModel)):
             raise ConfigurationError(
@@ -26,6 +36,7 @@ class ContextKind:
                 hint="Derive it from pydantic.BaseModel.",
             )
         self.model = model
+        self.merges: Mapping[str, Merge] = {**_declared_merges(model), **_given_merges(model, merges)}
         self._takers: dict[Pipeline[Any, Any], bool] = {}
 
     def wanted_by(self, pipeline: Pipeline[Any, Any]) -> bool:
@@ -33,7 +44,8 @@ class ContextKind:
         wanted = self._takers.get(pipeline)
         if wanted is None:
             self._check(pipeline)
-            wanted = self.model is not None or any(step.takes_context for step in pipeline.steps)
+            # Not shares_context alone: an undo takes the run's own context, and shares nothing with branches.
+            wanted = self.model is not None or any(step.takes_context for _, step in _everything(pipeline))
             self._takers[pipeline] = wanted
         return wanted
 
@@ -42,14 +54,15 @@ class ContextKind:
         self.wanted_by(pipeline)
 
     def _check(self, pipeline: Pipeline[Any, Any]) -> None:
-        for step in pipeline.steps:
+        for called, step in _everything(pipeline):
             wanted = step.context_type
             if step.takes_context and not assignable(self.model or dict[str, Any], wanted):
                 has = f"context_model is {self.model.__name__}" if self.model else "no context_model is given"
                 model = isinstance(wanted, type) and issubclass(wanted, BaseModel)
                 raise ConfigurationError(
-                    f"Step {step.name!r} takes a context of type {readable(wanted)}, but {has}.",
-                    hint=f"Create the runner with context_model={readable(wanted)}."
+                    f"{called} takes a context of type {readable(wanted)}, but {has}.",
+                    hint=f"Create the runner with context_model={readable(wanted)}"
+                    + (", or let this step take what the others take." if self.model else ".")
                     if model
                     else "A context is a pydantic model, or a dict where the runner has no context_model.",
                     step=step.name,
@@ -94,3 +107,51 @@ def _fields(initial: object) -> dict[str, Any]:
             f"initial_context_data is {initial!r}, which has no fields.", hint="Give a dict of them, or a model."
         )
     return dict(initial or {})
+
+
+def _everything(pipeline: Pipeline[Any, Any]) -> Iterator[tuple[str, Step[Any, Any]]]:
+    """Yield every step of a pipeline, and what they have inside, decide and undo, with what messages call it."""
+    for step in pipeline.steps:
+        yield from _inside(f"Step {step.name!r}", step)
+
+
+def _inside(called: str, step: Step[Any, Any]) -> Iterator[tuple[str, Step[Any, Any]]]:
+    yield called, step
+    if step.decision is not None:
+        yield f"`{DECISIONS[step.kind]}` of step {step.name!r}", step.decision
+    if step.undo is not None:
+        yield from _inside(f"The undo of step {step.name!r}", step.undo)
+    for _, body in step.bodies:
+        yield from _everything(body)
+
+
+def _declared_merges(model: type[BaseModel] | None) -> dict[str, Merge]:
+    if model is None:
+        return {}
+    merges = {PRIVATE: Merge.UNION}  # the private attributes, in a dict that lies beside the fields
+    for name, field in model.model_fields.items():
+        for declared in field.metadata:
+            if isinstance(declared, Merge):
+                merges[name] = declared
+    return merges
+
+
+def _given_merges(model: type[BaseModel] | None, given: object) -> dict[str, Merge]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(
+            f"context_merges is {given!r}, which names no fields.", hint='Give a dict: {"field": Merge.APPEND}.'
+        )
+    open_ended = model is None or model.model_config.get("extra") == "allow"
+    for name in given:
+        if not isinstance(name, str) or not (open_ended or (model is not None and name in model.model_fields)):
+            fields = [] if model is None else list(model.model_fields)
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            meant = f"Did you mean {near[0]!r}?" if near else f"Its fields are {', '.join(fields)}."
+            raise ConfigurationError(
+                f"context_merges names {name!r}, which is no field of the context.",
+                hint=meant if fields else "The keys are names of fields.",
+                field=name,
+            )
+    return {name: Merge.of(merge) for name, merge in given.items()}

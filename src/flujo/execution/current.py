@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from flujo import _ids
 from flujo.errors import ConfigurationError
-from flujo.execution.threads import Call
 
 _log = logging.getLogger("flujo.step")
+
+
+class Ending(Protocol):
+    """A call elsewhere, in a thread or an executor, that nobody may be waiting for any more."""
+
+    @property
+    def ended(self) -> asyncio.Future[None]:
+        """Done when the function has come to its end."""
 
 
 class CurrentStep:
     """The step that is running: `run_id`, `path`, `attempt` (from 1, counted over crashes and resumes), and more."""
 
-    __slots__ = ("_cancelled", "_progress", "attempt", "call", "generation", "path", "run_id")
+    __slots__ = (
+        "_cancelled", "attempt", "call", "generation", "once", "over", "path", "report", "run_id", "used",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -31,14 +41,18 @@ class CurrentStep:
         self.path = path
         self.attempt = attempt
         self.generation = 0
-        self._progress = progress
+        self.report = progress
         self._cancelled: threading.Event | None = None
-        self.call: Call | None = None
+        self.call: Ending | None = None
+        # What `once` needs: how to save, the names used so far, and whether the attempt has come to its end.
+        self.once: Callable[..., Coroutine[Any, Any, Any]] | None = None
+        self.used: set[str] | None = None
+        self.over = False
 
     @property
     def name(self) -> str:
         """The step's own name."""
-        return self.path[-1]
+        return _ids.own_name(self.path)
 
     @property
     def idempotency_key(self) -> str:
@@ -61,8 +75,8 @@ class CurrentStep:
 
     def progress(self, done: float, total: float | None = None) -> None:
         """Report how far the step is: `done` of `total`, in whatever it counts."""
-        if self._progress is not None:
-            self._progress(done, total)
+        if self.report is not None:
+            self.report(done, total)
 
     def __repr__(self) -> str:
         return f"<CurrentStep {_ids.path_text(self.path)} of run {self.run_id}, attempt {self.attempt}>"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from flujo.pipeline.composites import MAX_DEPTH
+from flujo.pipeline.control import ItemError
 from flujo.pipeline.graph import difference, fingerprint, structure
-from flujo.pipeline.pipeline import Pipeline, Step
+from flujo.pipeline.merge import MISSING, Merge, MergeFunction
+from flujo.pipeline.pipeline import Pipeline, Step, shares_context
 from flujo.pipeline.registry import LATEST, PipelineRegistry, Registered
 from flujo.pipeline.retry import NO_RETRY, Retry
 from flujo.pipeline.step import StepDecorator, step
 
 __all__ = [
     "LATEST",
+    "MAX_DEPTH",
+    "MISSING",
     "NO_RETRY",
+    "ItemError",
+    "Merge",
+    "MergeFunction",
     "Pipeline",
     "PipelineRegistry",
     "Registered",
@@ -19,6 +27,7 @@ __all__ = [
     "StepDecorator",
     "difference",
     "fingerprint",
+    "shares_context",
     "step",
     "structure",
 ]

@@ -10,7 +10,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from flujo.errors import PipelineNotRegisteredError, RegistryError, VersionNotRegisteredError
-from flujo.pipeline.pipeline import MAX_NAME, Chain, Pipeline, is_printable
+from flujo.pipeline.names import MAX_NAME, is_printable
+from flujo.pipeline.pipeline import Chain, Pipeline
 
 LATEST = "latest"
 

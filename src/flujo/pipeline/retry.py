@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from flujo.errors import NonRetryableError, StepDefinitionError
+from flujo.errors import NonRetryableError, NotPicklableError, StepDefinitionError
+
+# The second because the next attempt would do all of the work again, to fail in the same place.
+_FINAL = (NonRetryableError, NotPicklableError)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -72,7 +75,7 @@ class Retry:
 
         `random` returns a number from 0 to 1; it is called only where there is jitter.
         """
-        if retry_number > self.max_retries or isinstance(error, NonRetryableError) or not self._wanted(error):
+        if retry_number > self.max_retries or isinstance(error, _FINAL) or not self._wanted(error):
             return None
         delay = self._planned(retry_number)
         return delay - delay * self.jitter * random() if self.jitter else delay

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar, overload
 
-from flujo.errors import StepDefinitionError
+from flujo.errors import StepDefinitionError, StepTypeError
+from flujo.pipeline import composites
 from flujo.pipeline.function import name_of, read_function
-from flujo.pipeline.pipeline import Step, check_name
-from flujo.pipeline.retry import Retry, is_number
+from flujo.pipeline.names import check_name, is_printable
+from flujo.pipeline.pipeline import Step
+from flujo.pipeline.retry import Retry
+from flujo.pipeline.typecheck import assignable, readable
 
 __all__ = ["Step", "StepDecorator", "step"]
 
@@ -76,6 +80,8 @@ def step(
     name: str | None = None,
     retries: int | Sequence[float] | Retry = 0,
     timeout: float | timedelta | None = None,
+    undo: Callable[..., Any] | Step[Any, Any] | None = None,
+    executor: str | None = None,
 ) -> StepDecorator: ...
 
 
@@ -86,6 +92,8 @@ def step(
     name: str | None = None,
     retries: int | Sequence[float] | Retry = 0,
     timeout: float | timedelta | None = None,
+    undo: Callable[..., Any] | Step[Any, Any] | None = None,
+    executor: str | None = None,
 ) -> Any:
     """Make a step of a function: `@step`, or `@step(retries=3, timeout=30)`.
 
@@ -95,12 +103,17 @@ def step(
     name     what the step is called in results, paths and errors; by default the function's name
     retries  how many further attempts a failure gets: a number, a list of delays in seconds, or a Retry
     timeout  how long one attempt may take: seconds or a timedelta
+    undo     takes the step's effect back when its run fails for good or is cancelled: a function of the step's output
+             (and `*, context`), which gets this step's retries and no limit of time, or a step with its own
+    executor the name of the executor that a plain function runs in; see `Flujo(executors=...)`
 
-    Raises StepDefinitionError for a function or an option that cannot work.
+    Raises StepDefinitionError for a function or an option that cannot work, StepTypeError for an undo that does not
+    take what the step returns.
     """
 
     def decorate(fn: Any) -> Step[Any, Any]:
-        return _make(fn, name, retries, timeout)
+        made = _make(fn, name, retries, timeout)
+        return replace(made, executor=_executor(executor, made), undo=_undo(undo, made))
 
     return decorate if fn is None else decorate(fn)
 
@@ -124,9 +137,56 @@ def _make(
         output_type=function.output_type,
         context_type=function.context_type,
         retry=_retry(retries, called),
-        timeout=_seconds(timeout, called),
+        timeout=None if timeout is None else composites.seconds(timeout, called),
         doc=function.doc,
     )
+
+
+def _executor(name: object, made: Step[Any, Any]) -> str | None:
+    if name is None:
+        return None
+    if not is_printable(name):
+        raise composites.refused(made.name, "executor", name, "the name of one of the runner's `executors`")
+    if made.is_async:
+        raise StepDefinitionError(
+            f"Step {made.name!r} is async, and executor {name!r} runs plain functions.",
+            hint="Write `def` instead of `async def`, or leave `executor` out.",
+            step=made.name,
+            option="executor",
+            value=name,
+        )
+    return name
+
+
+def _undo(given: object, made: Step[Any, Any]) -> Step[Any, Any] | None:
+    if given is None:
+        return None
+    if not callable(given) and not isinstance(given, Step):
+        raise composites.refused(made.name, "undo", given, "a function of the step's output, or a step")
+    if not isinstance(given, Step):
+        called = name_of(given)
+        given = replace(_make(given, "undo" if called == "<lambda>" else called, 0, None), retry=made.retry)
+    if given.kind != "step" or given.undo is not None:
+        what = "has an undo of its own" if given.undo is not None else f"is of kind {given.kind!r}"
+        raise StepDefinitionError(
+            f"Step {made.name!r}: its undo {given.name!r} {what}.",
+            hint="An undo is a function of the step's output, or a step made of one.",
+            step=made.name,
+            option="undo",
+            value=given,
+        )
+    if given.takes_input and not assignable(made.output_type, given.input_type):
+        qualified = readable(made.output_type) == readable(given.input_type)
+        raise StepTypeError(
+            f"Step {made.name!r} returns {readable(made.output_type, qualified=qualified)}, but its undo, "
+            f"{given.name!r}, takes {readable(given.input_type, qualified=qualified)}.",
+            hint="An undo is given what the step returned; change one of the two annotations.",
+            step=made.name,
+            next_step=given.name,
+            output_type=made.output_type,
+            input_type=given.input_type,
+        )
+    return given
 
 
 def _retry(retries: int | Sequence[float] | Retry, name: str) -> Retry:
@@ -135,18 +195,3 @@ def _retry(retries: int | Sequence[float] | Retry, name: str) -> Retry:
     except StepDefinitionError as error:
         # Retry does not know for which step it is made.
         raise StepDefinitionError(f"Step {name!r}: {error.message}", hint=error.hint, **error.data, step=name) from None
-
-
-def _seconds(timeout: float | timedelta | None, name: str) -> float | None:
-    if timeout is None:
-        return None
-    seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
-    if not is_number(seconds) or seconds <= 0:
-        raise StepDefinitionError(
-            f"Step {name!r}: `timeout` cannot be {timeout!r}.",
-            hint="It has to be a number of seconds or a timedelta, more than 0; leave it out for no limit.",
-            step=name,
-            option="timeout",
-            value=timeout,
-        )
-    return float(seconds)

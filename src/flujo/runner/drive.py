@@ -5,56 +5,71 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 from collections.abc import Sequence
 from typing import Any
 
 from flujo import _ids
-from flujo.engine import Do, attempts_before, completed, decide, failed, finished
+from flujo.engine import (
+    Do,
+    Saved,
+    attempts_before,
+    can_undo,
+    completed,
+    decide,
+    failed,
+    finished,
+    first_record,
+    records_so_far,
+    sort_out,
+    undoing,
+    void_records,
+)  # fmt: skip
 from flujo.errors import BackendClosedError, CrashLoopError, NotSerializableError, StateError
-from flujo.execution.attempt import attempt, ended
-from flujo.execution.current import CURRENT, CurrentStep
 from flujo.execution.events import (
     RunEnded,
     RunInterrupted,
     RunStarted,
     StepFailed,
-    StepProgress,
-    StepRetrying,
     StepSaved,
     StepStarted,
 )  # fmt: skip
 from flujo.execution.failure import describe, recorded
 from flujo.pipeline import Registered
+from flujo.runner.commits import Commits
+from flujo.runner.composite import CompositeRun
 from flujo.runner.opening import Opened, Setup
+from flujo.runner.performing import Outcome, Performer, TopPlace, cancels, failure
 from flujo.runner.result import PipelineResult
 from flujo.runner.saving import Keeper
+from flujo.runner.scopes import RunContext
+from flujo.runner.undoing import Undoing
 from flujo.state.backends.base import State
 from flujo.state.models import StepRecord
 
 _log = logging.getLogger("flujo")
-_UNCHANGING = frozenset({type(None), bool, int, float, str, bytes, complex})
 
 
 class Drive:
     """A claimed run. `advance` does and saves one step; `close` gives the run back, whatever happened."""
 
-    def __init__(self, setup: Setup, keeper: Keeper, opened: Opened) -> None:
+    def __init__(self, setup: Setup, keeper: Keeper, opened: Opened, *, cancel: bool = False) -> None:
         self._setup, self._keeper = setup, keeper
-        self.state: State = opened.state
+        self._commits = Commits(keeper, opened.state, setup.clock)
         self._code: Registered = opened.code
         self._total = len(opened.code.pipeline.steps)
         self._fence = opened.fence
         self._crashes = opened.crashes
-        self._context: Any = opened.context
+        self._context = RunContext(setup, self._commits, opened)
+        self._performer = Performer(setup, self._commits)
+        crashes = opened.crashes if opened.state["phase"] == "undoing" else 0  # else they were some step's
+        self._undoing = Undoing(self._performer, self._context, opened.code.pipeline, crashes)
         self._restored = opened.state["history_offset"]
-        self._first = opened.pristine
-        self._records: list[StepRecord] = []
+        self._records: list[StepRecord] | None = []  # None: there are more than are to be held in memory
         self._error: BaseException | None = None
         self._announce = setup.announcer
         self._chatty = setup.announcer.wants_all()
-        self._held = True
-        self._cancels = 0  # asked for before the step began
+        self._released = False
+        self._cancel = cancel and opened.state["phase"] != "undoing"
         if self._chatty:
             try:
                 self._announce_start()
@@ -73,6 +88,11 @@ class Drive:
         )
 
     @property
+    def state(self) -> State:
+        """The state as it was last saved."""
+        return self._commits.state
+
+    @property
     def run_id(self) -> str:
         """The run's id."""
         run_id: str = self.state["run_id"]
@@ -83,64 +103,117 @@ class Drive:
 
         Raises what stops a run without ending it: a failed save, a cancellation, KeyboardInterrupt.
         """
+        if self._cancel:
+            self._cancel = False
+            await self._commits.whole(undoing(self.state, None, None, "cancelled", self._setup.clock.now()))
+        if self.state["phase"] == "undoing" and self.state["status"] == "running":
+            return await self._undo()
         do = decide(self._code.pipeline, self.state)
         if do is None:
             await self._finish()
             return None
         if self._crashes >= self._setup.max_crashes:
             await self._give_up(do)
-            return None
-        record = await self._perform(do)
-        if record.success:
+            return await self._undo() if self.state["status"] == "running" else None
+        task = asyncio.current_task()
+        before = cancels(task)
+        void: list[int] = []
+        if do.step.control is not None:
+            outcome, void = await self._compose(do)
+        else:
+            outcome = await self._perform(do)
+        if outcome.error is None:
             try:
-                await self._save_success(do, record)
+                await self._save_success(do, outcome.record)
             except NotSerializableError as error:
-                record = self._failure(do, error, record.attempts, record.latency_s)
-        if not record.success:
-            await self._save_failure(record)
-        self._records.append(record)
+                outcome = failure(do.path, error, outcome.record.attempts, outcome.record.latency_s)
+        if outcome.error is not None:
+            await self._save_failure(outcome, void)
+        if self._records is not None:
+            self._records.append(outcome.record)
         self._crashes = 0
-        if self._interrupted():  # and the step went on to its end all the same
+        if cancels(task) > before:  # and the step went on to its end all the same
             raise asyncio.CancelledError
-        return record
+        return outcome.record
+
+    async def _perform(self, do: Do) -> Outcome:
+        """Do a step that is a function."""
+        before = attempts_before(self.state) + self._crashes
+        place = TopPlace(do.step, do.path, do.input, before, self._context)
+        saved = await self._saved() if self.state["position"] is not None else None
+        outcome = await self._performer.perform(place, saved)
+        if self.state["position"] is not None and "from" in self.state["position"]:
+            self._records = None
+        return outcome
+
+    async def _compose(self, do: Do) -> tuple[Outcome, list[int]]:
+        """Do a step with pipelines inside; return also the places of failures on record that a retry makes good."""
+        saved = await self._saved() or Saved()
+        self._records = None
+        if self._chatty:
+            self._announce(StepStarted(run_id=self.run_id, path=do.path, attempt=self._crashes + 1))
+        going = CompositeRun(self._performer, self._context, do, saved, self._crashes)
+        return await going.run(), going.void
+
+    async def _saved(self) -> Saved | None:
+        """Return what of the step that is under way is on record."""
+        position = self.state["position"]
+        if not isinstance(position, dict) or "from" not in position:
+            return None
+        records = await self._keeper.records_after(self.run_id, first_record(self.state))
+        return sort_out(records, void_records(self.state))
 
     async def _finish(self) -> None:
         """Complete a run that was found with all of its steps saved, but not its end."""
         if self.state["status"] == "running":
-            await self._save(finished(self.state, self._setup.clock.now()))
+            await self._commits.whole(finished(self.state, self._setup.clock.now()))
             self._announce(RunEnded(run_id=self.run_id, status="completed"))
 
     async def _save_success(self, do: Do, record: StepRecord) -> None:
-        values = self.state["pipeline_context"]
-        if do.step.takes_context:
-            values = self._setup.contexts.values(self._context)
+        values = self._context.values if do.step.takes_context else self.state["pipeline_context"]
         after = completed(self.state, record, values, self._total, self._setup.clock.now())
-        await self._save(after)
+        await self._commits.whole(after)
         if self._chatty:
             self._announce(StepSaved(run_id=self.run_id, result=record))
             if after["status"] != "running":
                 self._announce(RunEnded(run_id=self.run_id, status=after["status"]))
 
-    async def _save_failure(self, record: StepRecord | None) -> None:
-        assert self._error is not None
-        if self._context is not None or self._keeper.subclassed:
-            stored = await self._restore_context()
+    async def _save_failure(self, outcome: Outcome, void: list[int]) -> None:
+        assert outcome.error is not None
+        self._error = outcome.error
+        record = outcome.record
+        if self._context.live is not None or self._keeper.subclassed:
+            stored = await self._context.restore()
             if stored is not None and self._keeper.subclassed:  # it may save a copy, which is then encoded anew
                 unchanged = {name: stored[name] for name in ("pipeline_context", "last_step_output")}
-                self.state = {**self.state, **unchanged}
-        await self._save(failed(self.state, record, describe(self._error), self._setup.clock.now()))
-        if record is not None:
-            self._announce(StepFailed(run_id=self.run_id, result=record, error=self._error))
-        self._announce(RunEnded(run_id=self.run_id, status="failed"))
+                self._commits.state = {**self.state, **unchanged}
+        if self._records is None:  # what failed is tried again, whatever its record says
+            void = [*void, records_so_far(self.state) - first_record(self.state)]
+        described, now = describe(outcome.error), self._setup.clock.now()
+        if can_undo(self._code.pipeline) and await self._undoing.left():
+            await self._commits.whole(undoing(self.state, record, described, "failed", now))
+        else:
+            await self._commits.whole(failed(self.state, record, described, now, void))
+        self._announce(StepFailed(run_id=self.run_id, result=record, error=outcome.error))
+        if self.state["status"] == "failed":
+            self._announce(RunEnded(run_id=self.run_id, status="failed"))
 
-    async def _save(self, state: State) -> None:
-        await self._keeper.save(state)
-        self.state = state
-        self._held = state["status"] == "running"
+    async def _undo(self) -> StepRecord | None:
+        task = asyncio.current_task()
+        before = cancels(task)
+        record = await self._undoing.next()
+        self._error = self._undoing.error or self._error
+        if "from" in (self.state["position"] or ()):  # the undo did something `once`
+            self._records = None
+        if record is not None and self._records is not None:
+            self._records.append(record)
+        if cancels(task) > before:
+            raise asyncio.CancelledError
+        return record
 
     async def _give_up(self, do: Do) -> None:
         path = _ids.path_text(do.path)
-        self._error = CrashLoopError(
+        error = CrashLoopError(
             f"Run {self.run_id!r} was given up: its process died {self._crashes} times at step {path!r}.",
             hint="Find out what kills it (memory?), then run it again with the same run_id.",
             run_id=self.run_id,
@@ -148,103 +221,27 @@ class Drive:
             crashes=self._crashes,
         )
         record = StepRecord(
-            path=do.path,
-            success=False,
-            attempts=attempts_before(self.state) + self._crashes,
-            feedback=str(self._error),
+            path=do.path, success=False, attempts=attempts_before(self.state) + self._crashes, feedback=str(error)
         )
-        self._records.append(record)
-        await self._save_failure(record)
-
-    async def _perform(self, do: Do) -> StepRecord:
-        """Attempt the step until it succeeds or its retries are used up."""
-        step, given = do.step, do.input
-        self._cancels = _cancels()
-        before = attempts_before(self.state) + self._crashes
-        tries = 0
-        while True:
-            tries += 1
-            current = CurrentStep(self.run_id, do.path, before + tries, self._progress(do) if self._chatty else None)
-            if self._chatty:
-                self._announce(StepStarted(run_id=self.run_id, path=do.path, attempt=current.attempt))
-            token = CURRENT.set(current)
-            start = self._setup.clock.perf()
-            try:
-                output = await attempt(step, given, self._context, current)
-                latency = self._setup.clock.perf() - start
-                return StepRecord(path=do.path, output=output, attempts=current.attempt, latency_s=latency)
-            except Exception as raised:
-                if self._interrupted():
-                    raise asyncio.CancelledError from raised  # the step's answer to being cancelled is no failure
-                error: BaseException = raised
-            except asyncio.CancelledError as raised:
-                if self._interrupted() or asyncio.current_task() is None:
-                    raise
-                error = raised  # not ours: something that the step awaited was cancelled
-            finally:
-                CURRENT.reset(token)
-            latency = self._setup.clock.perf() - start
-            delay = step.retry.delay_before(tries, error, random.random) if isinstance(error, Exception) else None
-            if delay is None:
-                return self._failure(do, error, current.attempt, latency)
-            self._announce(
-                StepRetrying(run_id=self.run_id, path=do.path, attempt=current.attempt, error=error, delay_s=delay)
-            )
-            del error  # its traceback holds this frame, and with it whoever iterates over the run
-            await self._setup.clock.sleep(delay)
-            if not await ended(current):
-                _log.warning("run %s: step %s: an abandoned attempt is still running", self.run_id, step.name)
-            given = await self._restore(do)
-
-    def _interrupted(self) -> bool:
-        """Return whether the task was cancelled since the step began."""
-        return _cancels() > self._cancels
-
-    def _failure(self, do: Do, error: BaseException, attempts: int, latency: float) -> StepRecord:
-        self._error = error
-        feedback = f"{type(error).__name__}: {describe(error)['text']}"
-        return StepRecord(path=do.path, success=False, attempts=attempts, latency_s=latency, feedback=feedback)
-
-    async def _restore(self, do: Do) -> Any:
-        """Return the step's input as it was saved, and put the context back: the attempt may have changed both."""
-        plain = type(do.input) in _UNCHANGING
-        if plain and not do.step.takes_context:
-            return do.input
-        stored = await self._restore_context()
-        if plain:
-            return do.input
-        if stored is not None and stored["current_step_index"]:
-            return stored["last_step_output"]
-        if self._first is not None:
-            return self._keeper.codec.decode(self._first.input)
-        return stored["input"] if stored is not None else do.input
-
-    async def _restore_context(self) -> State | None:
-        stored = await self._keeper.reload(self.run_id, self.state["rev"]) if self.state["rev"] else None
-        if stored is not None:
-            values = stored["pipeline_context"]
-        elif self._first is not None:
-            values = {name: self._keeper.codec.decode(value) for name, value in self._first.context.items()}
-        else:
-            return None
-        if self._context is not None:
-            self._context = self._setup.contexts.restore(values)
-            if stored is None:  # nothing was saved, so the values at hand are the only ones, and may have changed
-                self.state["pipeline_context"] = values
-        return stored
-
-    def _progress(self, do: Do) -> Any:
-        def report(done: float, total: float | None) -> None:
-            self._announce(StepProgress(run_id=self.run_id, path=do.path, done=done, total=total))
-
-        return report
+        if self.state["position"] and "from" in self.state["position"]:
+            self._records = None
+        await self._save_failure(Outcome(record, error), [])
+        if self._records is not None:
+            self._records.append(record)
 
     def result(self) -> PipelineResult[Any]:
         """Return how the run stands now."""
+        restored, records = self._restored, self._records
+        if records is None:
+            restored, records = records_so_far(self.state), []
         return make_result(
-            self._setup, self._keeper, self.state, restored=self._restored, records=self._records,
-            error=self._error, context=self._context,
+            self._setup, self._keeper, self.state, restored=restored, records=records,
+            error=self._error, context=self._context.live,
         )  # fmt: skip
+
+    @property
+    def _held(self) -> bool:
+        return self._commits.held and not self._released
 
     async def close(self, error: BaseException | None = None) -> None:
         """Give the run back if it is still held. A release that fails is logged: the process's death releases too."""
@@ -255,7 +252,7 @@ class Drive:
             return
         if not self._held and not self._keeper.lends:
             return
-        self._held = False
+        self._released = True
         try:
             await self._keeper.backend.release(self.run_id, self._fence)
         except BackendClosedError:  # closing gave it back
@@ -266,15 +263,9 @@ class Drive:
     def drop(self) -> None:
         """Give the run back from a finalizer, without waiting."""
         if self._held or self._keeper.lends:
-            self._held = False
+            self._released = True
             with contextlib.suppress(StateError):  # the backend is closed
                 self._keeper.backend.abandon(self.run_id, self._fence)
-
-
-def _cancels() -> int:
-    """Return how many cancellations of the current task were asked for and not taken back."""
-    task = asyncio.current_task()
-    return task.cancelling() if task is not None else 0
 
 
 def make_result(
@@ -296,6 +287,7 @@ def make_result(
         final_pipeline_context=setup.contexts.restore(state["pipeline_context"]) if context is None else context,
         pipeline_name=state["pipeline_name"],
         pipeline_version=state["pipeline_version"],
+        phase=state["phase"],
         earlier=keeper.reader(state["run_id"], restored),
         now=list(records),
     )

@@ -13,10 +13,12 @@ from pydantic import BaseModel
 
 from flujo import _ids
 from flujo._clock import Clock, SystemClock
-from flujo.errors import ConfigurationError, RunInsideLoopError
+from flujo.errors import ConfigurationError, RunEndedError, RunInsideLoopError
 from flujo.execution.context import ContextKind
 from flujo.execution.events import Announcer, Hook
-from flujo.pipeline import LATEST, Pipeline, PipelineRegistry, Step
+from flujo.execution.executors import Executors, Given
+from flujo.execution.forks import listening
+from flujo.pipeline import LATEST, Merge, MergeFunction, Pipeline, PipelineRegistry, Step
 from flujo.runner.code import Code
 from flujo.runner.drive import Drive, make_result
 from flujo.runner.opening import MISSING, Opening, Request, Setup
@@ -41,9 +43,12 @@ class Flujo(Generic[In, Out]):
             a run that exists goes on with the one that it started with.
         state_backend: where runs are kept; without one, in memory, so that nothing is written.
         context_model: the pydantic model of the context that steps with a parameter `context` share.
+        context_merges: how a field of the context that several branches changed comes together, where its annotation
+            in the model does not say so: {"notes": Merge.APPEND}.
         initial_context_data: what a new run's context starts with: the model's fields, or an instance.
         hooks: called with every event of every run; see `flujo.execution.events`.
         pipeline_id: a stable identity of a pipeline given directly; by default its name.
+        executors: where steps run that name an executor: {"cpu": any concurrent.futures.Executor, or what makes one}.
         max_crashes: how often in a row a process may die at one step before the run is failed.
         clock: where the time comes from.
 
@@ -59,10 +64,12 @@ class Flujo(Generic[In, Out]):
         pipeline_version: str = LATEST,
         state_backend: StateBackend | None = None,
         context_model: type[BaseModel] | None = None,
+        context_merges: Mapping[str, Merge | MergeFunction] | None = None,
         initial_context_data: Initial = None,
         hooks: Sequence[Hook] = (),
         pipeline_id: str | None = None,
         max_crashes: int = 10,
+        executors: Mapping[str, Given] | None = None,
         clock: Clock | None = None,
     ) -> None: ...
     @overload
@@ -74,9 +81,11 @@ class Flujo(Generic[In, Out]):
         pipeline_version: str = LATEST,
         state_backend: StateBackend | None = None,
         context_model: type[BaseModel] | None = None,
+        context_merges: Mapping[str, Merge | MergeFunction] | None = None,
         initial_context_data: Initial = None,
         hooks: Sequence[Hook] = (),
         max_crashes: int = 10,
+        executors: Mapping[str, Given] | None = None,
         clock: Clock | None = None,
     ) -> None: ...
     def __init__(
@@ -88,10 +97,12 @@ class Flujo(Generic[In, Out]):
         pipeline_version: str = LATEST,
         state_backend: StateBackend | None = None,
         context_model: type[BaseModel] | None = None,
+        context_merges: Mapping[str, Merge | MergeFunction] | None = None,
         initial_context_data: Initial = None,
         hooks: Sequence[Hook] = (),
         pipeline_id: str | None = None,
         max_crashes: int = 10,
+        executors: Mapping[str, Given] | None = None,
         clock: Clock | None = None,
     ) -> None:
         if state_backend is not None and not isinstance(state_backend, StateBackend):
@@ -105,17 +116,19 @@ class Flujo(Generic[In, Out]):
         self.backend: StateBackend = state_backend if state_backend is not None else InMemoryBackend()
         self._setup = Setup(
             code=code,
-            contexts=ContextKind(context_model),
+            contexts=ContextKind(context_model, context_merges),
             initial_context=initial_context_data,
             announcer=Announcer(hooks),
             clock=clock or SystemClock(),
             max_crashes=max_crashes,
+            executors=Executors(executors),
         )
         code.declare_types()
         if context_model is not None:
             declare(context_model)
         if pipeline is not None:
             self._setup.contexts.check(code.for_new().pipeline)
+            self._setup.executors.check(code.for_new().pipeline)
 
     def run(
         self,
@@ -133,18 +146,7 @@ class Flujo(Generic[In, Out]):
         Raises RunInsideLoopError, RunInProgressError, ResumeError, ConfigurationError, StateError (a failed save).
         Ctrl-C and SIGTERM interrupt: the run is given back as it was last saved, and goes on with the next `run`.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RunInsideLoopError(
-                "run() was called while an event loop is running in this thread.",
-                hint="Use `await runner.run_async(...)` there.",
-            )
-        execution = self._execution(input, run_id, initial_context_data, wait=wait, inline=True)
-        with asyncio.Runner() as loop:
-            return loop.run(_until_terminated(execution))
+        return self._now(self._execution(input, run_id, initial_context_data, wait=wait, inline=True))
 
     def run_async(
         self,
@@ -161,8 +163,35 @@ class Flujo(Generic[In, Out]):
         """
         return self._execution(input, run_id, initial_context_data, wait=wait, inline=False)
 
+    def cancel(self, run_id: str) -> PipelineResult[Out]:
+        """End a run that nobody executes: its undos run, and it is `cancelled`. Cancelling it again changes nothing.
+
+        Raises RunNotFoundError, RunEndedError (it has completed, or failed and was undone), RunInProgressError, and
+        what `run` raises. Where an undo fails, the result says so (`failed`), and cancelling or running it again goes
+        on undoing.
+        """
+        return self._now(self._execution(MISSING, run_id, None, wait=False, inline=True, cancel=True))
+
+    def cancel_async(self, run_id: str) -> RunExecution[Out]:
+        """Do what `cancel` does, as a coroutine."""
+        return self._execution(MISSING, run_id, None, wait=False, inline=False, cancel=True)
+
+    @staticmethod
+    def _now(execution: RunExecution[Out]) -> PipelineResult[Out]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            raise RunInsideLoopError(
+                "run() or cancel() was called while an event loop is running in this thread.",
+                hint="Use `await runner.run_async(...)` there, or cancel_async.",
+            )
+        with asyncio.Runner() as loop:
+            return loop.run(_until_terminated(execution))
+
     def _execution(
-        self, given: In, run_id: str | None, initial: Initial, *, wait: bool, inline: bool
+        self, given: In, run_id: str | None, initial: Initial, *, wait: bool, inline: bool, cancel: bool = False
     ) -> RunExecution[Out]:
         request = Request(
             run_id=_ids.new_run_id() if run_id is None else _ids.check_run_id(run_id),
@@ -170,6 +199,7 @@ class Flujo(Generic[In, Out]):
             initial_context=initial,
             wait=wait,
             inline=inline,
+            cancel=cancel,
         )
         return RunExecution(self._setup, Keeper(self.backend), request)
 
@@ -185,7 +215,13 @@ class RunExecution(Coroutine[Any, Any, PipelineResult[Out]], Generic[Out]):
     async def _open(self) -> Drive | PipelineResult[Out]:
         opened = await Opening(self._setup, self._keeper, self._request).open()
         if opened.fence is not None:
-            return Drive(self._setup, self._keeper, opened)
+            return Drive(self._setup, self._keeper, opened, cancel=self._request.cancel)
+        if self._request.cancel and opened.state["status"] != "cancelled":
+            raise RunEndedError(
+                f"Run {self.run_id!r} has ended ({opened.state['status']}), and cannot be cancelled.",
+                hint="What it did can only be taken back by another run.",
+                run_id=self.run_id, status=opened.state["status"],
+            )  # fmt: skip
         restored = opened.state["history_offset"]
         return make_result(self._setup, self._keeper, opened.state, restored=restored)
 
@@ -282,6 +318,7 @@ async def _until_terminated(execution: RunExecution[Out]) -> PipelineResult[Out]
         task.cancel()
 
     loop = asyncio.get_running_loop()
+    listening.set()
     loop.add_signal_handler(signal.SIGTERM, terminate)
     try:
         return await execution
@@ -292,3 +329,4 @@ async def _until_terminated(execution: RunExecution[Out]) -> PipelineResult[Out]
     finally:
         with contextlib.suppress(ValueError):
             loop.remove_signal_handler(signal.SIGTERM)
+        listening.clear()

@@ -16,10 +16,12 @@ from flujo.errors import (
     FlujoError,
     ResumeError,
     RunInProgressError,
+    RunNotFoundError,
 )  # fmt: skip
 from flujo.execution.context import ContextKind
 from flujo.execution.current import CURRENT
 from flujo.execution.events import Announcer
+from flujo.execution.executors import Executors
 from flujo.pipeline import Registered, fingerprint
 from flujo.runner.code import Code
 from flujo.runner.saving import Keeper
@@ -50,6 +52,7 @@ class Setup:
     announcer: Announcer
     clock: Clock
     max_crashes: int
+    executors: Executors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +77,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a caller asks for: see `Flujo.run`. `inline`: saves may block the calling thread."""
+    """What a caller asks for: see `Flujo.run`. `inline`: saves may block the calling thread; `cancel`: end the run."""
 
     run_id: str
     input: Any
     initial_context: BaseModel | Mapping[str, Any] | None
     wait: bool
     inline: bool
+    cancel: bool = False
 
 
 class Opening:
@@ -105,6 +109,8 @@ class Opening:
             total_steps=len(code.pipeline.steps), fingerprint=fingerprint(code.pipeline),
             input=None if given is MISSING else given, created_at=self._setup.clock.now(),
         )  # fmt: skip
+        if self._request.cancel and await self._keeper.backend.load_state(run_id) is None:
+            raise _not_found(run_id)
         claim = await self._claim(new)
         try:
             return self._new(code, new, claim) if claim.state is None else self._saved(claim, claim.state)
@@ -140,8 +146,11 @@ class Opening:
         return self._setup.code.for_state(stored)
 
     def _new(self, code: Registered, new: NewRun, claim: Claim) -> Opened:
+        if self._request.cancel:  # it was deleted in this moment
+            raise _not_found(self._request.run_id)
         setup, codec, steps = self._setup, self._keeper.codec, code.pipeline.steps
         setup.contexts.check(code.pipeline)
+        setup.executors.check(code.pipeline)
         given = self._first_input(code, "does not exist")
         state = fresh(self._request.run_id, code, new.fingerprint, given, new.created_at)
         state["fence"] = claim.fence
@@ -150,9 +159,10 @@ class Opening:
         data = setup.initial_context if initial is None else initial
         if data or self._wants_context(code):
             encoded = codec.encode_fields(setup.contexts.values(setup.contexts.make(data)), "context")
-            # A copy: what the caller gave stays the caller's.
+            # Copies: what the caller gave stays the caller's, and what the first step changes is not saved before it
+            # has come to its end, whatever else is.
             context = setup.contexts.restore({name: codec.decode(value) for name, value in encoded.items()})
-            state["pipeline_context"] = setup.contexts.values(context)
+            state["pipeline_context"] = {name: codec.decode(value) for name, value in encoded.items()}
         pristine = None
         if context is not None or steps[0].retry.max_retries:
             pristine = Pristine(input=codec.encode(given, "input"), context=encoded)
@@ -178,6 +188,7 @@ class Opening:
         code = setup.code.for_state(state)
         check_resumable(state, code)
         setup.contexts.check(code.pipeline)
+        setup.executors.check(code.pipeline)
         by_hand = state["input"] is None and state["fingerprint"] is None
         if given is not MISSING and not by_hand:
             self._compare_input(state["input"], given)
@@ -187,13 +198,17 @@ class Opening:
             error.data["run_id"] = state["run_id"]
             raise
         pristine = None
-        if claim.fence is not None:
-            state = {**state, "fence": claim.fence, "status": "running", "total_steps": len(code.pipeline.steps)}
-            if by_hand and state["current_step_index"] == 0:
+        fence = claim.fence
+        if fence is not None and state["phase"] == "undone":  # it is final
+            self._keeper.backend.abandon(state["run_id"], fence, refused=True)
+            fence = None
+        if fence is not None:
+            state = {**state, "fence": fence, "status": "running", "total_steps": len(code.pipeline.steps)}
+            if by_hand and state["current_step_index"] == 0 and not self._request.cancel:
                 state["input"] = self._first_input(code, "has no input")
                 pristine = Pristine(input=self._keeper.codec.encode(state["input"], "input"), context={})
         return Opened(
-            state=state, code=code, fence=claim.fence, crashes=claim.crashes,
+            state=state, code=code, fence=fence, crashes=claim.crashes,
             context=context if context or self._wants_context(code) else None, pristine=pristine,
         )  # fmt: skip
 
@@ -213,3 +228,11 @@ class Opening:
                 InputIgnoredWarning,
                 stacklevel=2,
             )
+
+
+def _not_found(run_id: str) -> RunNotFoundError:
+    return RunNotFoundError(
+        f"There is no run {run_id!r} to cancel: nothing of it is saved.",
+        hint="Look for it with list_runs; one that has just begun can be cancelled from its first save on.",
+        run_id=run_id,
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from flujo._ids import path_text
+from flujo.engine import HIDDEN, UNDO
 from flujo.errors import RunFailedError
 from flujo.execution.failure import shown
 from flujo.state.models import StepRecord
@@ -17,7 +19,8 @@ class PipelineResult(Generic[Out]):
 
     `run_id`, `status` ("completed", "failed", "paused", "cancelled"), `error` (the exception as it was raised; of an
     earlier process a RecordedError; None where nothing failed), `final_pipeline_context` (the context model, or a
-    dict), `pipeline_name`, `pipeline_version`, and `output` and `step_history`.
+    dict), `pipeline_name`, `pipeline_version`, `phase` ("undoing" or "undone" where the run is being taken back, or
+    was), and `output`, `step_history` and `undone`.
     """
 
     def __init__(
@@ -30,6 +33,7 @@ class PipelineResult(Generic[Out]):
         final_pipeline_context: Any,
         pipeline_name: str,
         pipeline_version: str,
+        phase: str | None,
         earlier: Callable[[], list[StepRecord]],
         now: list[StepRecord],
     ) -> None:
@@ -39,6 +43,7 @@ class PipelineResult(Generic[Out]):
         self.final_pipeline_context = final_pipeline_context
         self.pipeline_name = pipeline_name
         self.pipeline_version = pipeline_version
+        self.phase = phase
         self._output = output
         self._earlier: Callable[[], list[StepRecord]] | None = earlier
         self._history = now
@@ -54,6 +59,10 @@ class PipelineResult(Generic[Out]):
             "paused": ("is waiting", "Its output is there when it has completed."),
             "cancelled": ("was cancelled", "A cancelled run has no output; start a new one."),
         }.get(self.status, (f"is {self.status}", ""))
+        if self.phase == "undone":
+            hint = "What it had done was undone, and it is final; start a new run."
+        elif self.phase == "undoing":
+            hint = "Run it again with the same run_id to go on undoing what it had done."
         reason = f": {shown(self.error)}" if self.error is not None else ""
         raise RunFailedError(
             f"Run {self.run_id!r} {what}, so it has no output{reason}.",
@@ -70,6 +79,11 @@ class PipelineResult(Generic[Out]):
             self._earlier = None
         return self._history
 
+    @property
+    def undone(self) -> list[str]:
+        """The paths of the steps that were undone, in the order of the undos."""
+        return [path_text(r.path[:-1]) for r in self.step_history if r.path[-1] == UNDO and r.success]
+
     def __repr__(self) -> str:
         tail = ""
         if self.status == "completed":
@@ -80,6 +94,10 @@ class PipelineResult(Generic[Out]):
 
 
 def _without_mended(records: list[StepRecord]) -> list[StepRecord]:
-    """Drop failures of steps that were tried again later."""
+    """Drop failures of steps that were tried again later, and what only says which way the run went."""
     last = {record.path: place for place, record in enumerate(records)}
-    return [r for place, r in enumerate(records) if r.success or last[r.path] == place]
+    return [
+        record
+        for place, record in enumerate(records)
+        if (record.path[-1] not in HIDDEN if record.success else last[record.path] == place)
+    ]

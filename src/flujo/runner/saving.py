@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from flujo.errors import StateCorruptedError
 from flujo.state.backends import _ledger
 from flujo.state.backends._log import LogBackend
+from flujo.state.backends._records import lifted_values, lowered_values
 from flujo.state.backends.base import Claim, NewRun, Reading, State, StateBackend
 from flujo.state.codec import Codec
 from flujo.state.models import StepRecord, checked_state, record_from
@@ -19,7 +20,7 @@ from flujo.state.models import StepRecord, checked_state, record_from
 _PAYLOADS = ("pipeline_context", "last_step_output", "input")
 _DEFAULTS: State = {
     "rev": 0, "position": None, "step_history": [], "history_offset": 0, "fingerprint": None, "input": None,
-    "error": None, "total_steps": None,
+    "error": None, "total_steps": None, "phase": None,
 }  # fmt: skip
 
 
@@ -87,11 +88,11 @@ class Keeper:
             except GeneratorExit:  # nobody will wait for it any more
                 task.cancel()
                 raise
+        if self._whole and not task.cancelled() and task.exception() is None:
+            self._records = records
         if cancelled is not None and (task.cancelled() or task.exception() is None):
             raise cancelled
         task.result()
-        if self._whole:
-            self._records = records
 
     def _prepared(self, state: State) -> State:
         """Return the state as a backend is handed it that lacks a codec, or Reading."""
@@ -130,7 +131,7 @@ class Keeper:
         return self.codec.lift(plain)
 
     def _plain_record(self, record: StepRecord) -> dict[str, Any]:
-        return {**_facts(record), "output": self.codec.lower(record.output, "output")}
+        return {**_facts(record), **lowered_values(record, self.codec)}
 
     async def reload(self, run_id: str, rev: int) -> State | None:
         """Return the newest saved state with live values: for what a failed attempt may have changed.
@@ -147,6 +148,14 @@ class Keeper:
             return stored
         return {**stored, **{name: self._lift(name, stored.get(name)) for name in _PAYLOADS}}
 
+    async def records_after(self, run_id: str, count: int) -> list[StepRecord]:
+        """Return the run's step records without the first `count`, to go on with: of an unknown type is an error."""
+        backend = self.backend
+        if self._whole:
+            return [self._record(found) for found in self._records[count:]]
+        assert isinstance(backend, Reading)
+        return [self._record(found) for found in await backend.history(run_id, after=count, strict=True)]
+
     def reader(self, run_id: str, count: int) -> Callable[[], list[StepRecord]]:
         """Return a function that gives the run's first `count` step records, and blocks while it reads them."""
         if self._whole:
@@ -162,16 +171,19 @@ class Keeper:
             return record_from(stored)
         try:
             facts = _facts(stored)
-            return record_from({**facts, "output": self.codec.lift(facts.get("output"))})
+            return record_from({**facts, **lifted_values(facts, self.codec)})
         except (TypeError, ValueError, KeyError) as error:
             raise StateCorruptedError(f"A stored step record cannot be read ({error}).") from error
 
 
 def _facts(record: Any) -> Any:
-    """Return a record's fields as JSON data (but for its output); what is none already is left as it is."""
+    """Return a record's fields as JSON data (but for its values); what is none already is left as it is."""
     if not isinstance(record, StepRecord):
         return record
-    return {name: getattr(record, name) for name in StepRecord.__slots__} | {"path": list(record.path)}
+    facts = {name: getattr(record, name) for name in StepRecord.__slots__} | {"path": list(record.path)}
+    if record.context_changes is None:
+        del facts["context_changes"]
+    return facts
 
 
 def _in_thread(make: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from flujo._ids import path_text
+from flujo._ids import own_name, path_text
 from flujo.errors import InvalidStateError
 
 Status = Literal["running", "paused", "completed", "failed", "cancelled"]
@@ -62,7 +62,9 @@ class StepRecord:
     """One step that came to an end.
 
     Fields: `path` from the top level down, `output` (None if it failed), `success`, `attempts` made,
-    `latency_s` of the last attempt in seconds, `feedback`, the text of the failure, or None.
+    `latency_s` of the last attempt in seconds, `feedback`, the text of the failure, or None; `context_changes`, what
+    a step within a parallel branch or a map's item changed in the context of its own: a field's new value in a list
+    of one, or an empty list for a field that is gone; None where it changed nothing.
     """
 
     path: tuple[str, ...]
@@ -71,14 +73,20 @@ class StepRecord:
     attempts: int = 1
     latency_s: float = 0.0
     feedback: str | None = None
+    context_changes: dict[str, list[Any]] | None = None
 
     @property
     def name(self) -> str:
-        """The step's own name, the last part of its path."""
-        return self.path[-1]
+        """The step's own name, the last part of its path; an undo of step `pay` is called `pay>undo`."""
+        return own_name(self.path)
+
+    @property
+    def where(self) -> str:
+        """The path as it is printed: `enrich[17].fetch`."""
+        return path_text(self.path)
 
     def __str__(self) -> str:
-        return f"{path_text(self.path)} {'ok' if self.success else 'failed'} in {self.latency_s:.3f} s"
+        return f"{self.where} {'ok' if self.success else 'failed'} in {self.latency_s:.3f} s"
 
 
 StepResult = StepRecord
@@ -86,13 +94,21 @@ _RECORD_FIELDS = {f.name for f in fields(StepRecord)}
 
 
 def record_from(data: object) -> StepRecord:
-    """Return the record in `data`, a StepRecord or a mapping of its fields."""
+    """Return the record in `data`, a StepRecord or a mapping of its fields; raises InvalidStateError."""
     if isinstance(data, StepRecord):
         return data
-    if not isinstance(data, Mapping) or "path" not in data:
+    if not isinstance(data, Mapping) or not _is_path(data.get("path")) or not _are_changes(data.get("context_changes")):
         raise InvalidStateError("An entry of step_history is no step record.", hint="See StepRecord for its fields.")
     known = {k: v for k, v in data.items() if k in _RECORD_FIELDS}
     return StepRecord(**{**known, "path": tuple(known["path"])})
+
+
+def _is_path(path: object) -> bool:
+    return isinstance(path, list | tuple) and bool(path) and all(isinstance(part, str) and part for part in path)
+
+
+def _are_changes(changes: object) -> bool:
+    return changes is None or (isinstance(changes, dict) and all(isinstance(new, list) for new in changes.values()))
 
 
 def checked_state(run_id: str, state: Mapping[str, Any]) -> dict[str, Any]:

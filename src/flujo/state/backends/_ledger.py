@@ -6,7 +6,7 @@ Everything here runs within one transaction of a store (`Tx`) or computes what s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from flujo._clock import micros, moment
-from flujo.errors import FencedError, RunInProgressError, StateError
+from flujo.errors import FencedError, RunInProgressError, StateError, UnknownTypeError
 from flujo.state import delta
-from flujo.state.backends._loading import FOLD_COST, SKIP_COST, Tip, check_status, corrupted, folded_context, tip_of
-from flujo.state.backends._rows import (
-    MAX_REV,
-    LogRow,
-    RunRow,
-    Tx,
-    context_sum,
-    make_row,
-    pack_records,
-    snapshot_sum,
+from flujo.state.backends._loading import (
+    FOLD_COST,
+    SKIP_COST,
+    Tip,
+    check_status,
+    corrupted,
+    folded_context,
+    rest_of,
+    tip_of,
 )  # fmt: skip
+from flujo.state.backends._records import NOTHING, pack_records
+from flujo.state.backends._rows import MAX_REV, LogRow, RunRow, Tx, context_sum, make_row, snapshot_sum
 from flujo.state.backends.base import NewRun, State, settled
 from flujo.state.codec import Codec
 from flujo.state.models import record_from
@@ -80,38 +81,57 @@ def prepare_row(held: Held, tip: Tip, rev: int, state: State, codec: Codec) -> S
     index, output = state["current_step_index"], state["last_step_output"]
     records = state.get("step_history") or ()
     if output is tip.output and index == tip.idx:  # unchanged, whatever a failed step did to the object since
-        encoded, out_rev = None, tip.out_rev
+        encoded, out_rev, held_here = None, tip.out_rev, NOTHING
     else:
-        encoded, out_rev = codec.encode(output, "output"), rev
+        encoded, out_rev, held_here = codec.encode(output, "output"), rev, output
     values = state["pipeline_context"]
-    if values is tip.values:
-        fields, change = tip.fields, None
-    elif not values and tip.fields is None:  # a run without a context writes none
-        fields, change = None, None
-    else:
-        fields = codec.encode_fields(values, "context")
-        change = delta.difference(tip.fields, fields)
+    fields, change = _change(tip, values, codec)
     ctx = tip.ctx if change is None else context_sum(tip.ctx, change)
     busy, ended = tip.busy, tip.ended + len(records)
     for record in records:
-        busy += int(record.latency_s * 1e6)
-    since, snap_rev, snapshot = tip.since, tip.snap_rev, None
-    if fields is not None and tip.fields is not None:
-        since += SKIP_COST if change is None else FOLD_COST + len(change)
-        if since > 2 * _SMALL and since > 2 * sum([len(value) for value in fields.values()]):
-            snapshot = delta.document(fields)
-            since, snap_rev = 0, rev
+        if len(record.path) == 1:  # the time of what goes on inside of a step is the step's
+            busy += int(record.latency_s * 1e6)
+    since, snapshot = _since(tip, fields, change)
+    snap_rev = tip.snap_rev if snapshot is None else rev
     row = make_row(
         held.identity, tip.sum, held.key << 24 | rev, index, state["status"],
         micros(state["updated_at"]), busy, ended, out_rev, snap_rev,
-        pack_records(records, output, codec), encoded, change, ctx, _pack_rest(state),
+        pack_records(records, held_here, codec), encoded, change, ctx, _pack_rest(state),
     )  # fmt: skip
     new = Tip(rev, index, row.sum, busy, ended, out_rev, snap_rev, ctx, fields, values, output, since)
-    error = state.get("error")
     due = state.get("due_at")
-    return Save(
-        held, row, new, snapshot, f"{error['type']}: {error['text']}" if error else None, micros(due) if due else None
-    )
+    return Save(held, row, new, snapshot, _message(state.get("error")), micros(due) if due else None)
+
+
+def _message(error: Any) -> str | None:
+    """Return what a listing says of a failure."""
+    if isinstance(error, Mapping) and "type" in error and "text" in error:
+        return f"{error['type']}: {error['text']}"
+    return str(error) if error else None
+
+
+def _change(tip: Tip, values: Any, codec: Codec) -> tuple[dict[str, bytes] | None, bytes | None]:
+    """Return the context's fields and their delta from the tip's."""
+    if values is tip.values:
+        return tip.fields, None
+    if not values and tip.fields is None:  # a run without a context writes none
+        return None, None
+    fields = codec.encode_fields(values, "context")
+    return fields, delta.difference(tip.fields, fields)
+
+
+def _since(tip: Tip, fields: dict[str, bytes] | None, change: bytes | None) -> tuple[int, bytes | None]:
+    """Return what reading the context back will cost, and the snapshot that is due where that is too much."""
+    since = tip.since
+    if fields is None or tip.fields is None:
+        return since, None
+    if change is not None:
+        since += FOLD_COST + len(change)
+    elif since or not tip.snap_rev:  # else it is as the snapshot has it: there is nothing to fold
+        since += SKIP_COST
+    if since > 2 * _SMALL and since > 2 * sum([len(value) for value in fields.values()]):
+        return 0, delta.document(fields)
+    return since, None
 
 
 def write(tx: Tx, save: Save) -> None:
@@ -166,7 +186,7 @@ def claim_row(
     `holds` says of a run and a fence whether a live claim of this very process has them. Raises RunInProgressError.
     """
     run = tx.find(run_id)
-    if run is not None and is_settled(run, now):
+    if run is not None and is_settled(tx, run, now):
         run.fence = None
         return run, run.status
     tip = tx.newest(run.key) if run is not None else None
@@ -176,24 +196,36 @@ def claim_row(
         check_status(run, tip)  # now, since a claim overwrites what it compares
     elif run is not None and (run.rev or run.claim_rev):
         raise corrupted(run, "its saved rows are gone")
-    if run is not None and run.owner is not None and run.fence is not None:
-        mine = run.owner == tx.me
-        who = tx.owner_of(run) if not mine else "this process" if holds(run_id, run.fence) else None
-        if who is not None and not force:
-            raise in_progress(run, who)
-        crashes += who is None and not mine
+    crashes += run is not None and _died(tx, run, holds, force)
     if run is None or tip is None:
-        run = _new_row(run_id, new, codec, run.key if run else 0)
-    found, run.status, run.updated_at = run.status, "running", micros(now)
+        if run is not None:  # nothing of it was saved: it is begun by this claim
+            tx.drop_run(run.key)
+        run = _new_row(run_id, new, codec)
+    # The newest save knows better than the row what a run was before an owner took it up that died at once.
+    found = tip.status if tip is not None else run.status
+    run.status, run.updated_at = "running", micros(now)
     run.fence, run.owner, run.claimed_at = tx.draw_fence(), tx.me, micros(now)
     run.claim_rev, run.crashes = rev, crashes
     tx.put_run(run)
     return run, found
 
 
-def is_settled(run: RunRow, now: datetime) -> bool:
+def _died(tx: Tx, run: RunRow, holds: Callable[[str, int], bool], force: bool) -> bool:
+    """Return whether the run has an owner, another process, that is dead; raises RunInProgressError for a live one."""
+    if run.owner is None or run.fence is None:
+        return False
+    mine = run.owner == tx.me
+    who = tx.owner_of(run) if not mine else "this process" if holds(run.run_id, run.fence) else None
+    if who is not None and not force:
+        raise in_progress(run, who)
+    return who is None and not mine
+
+
+def is_settled(tx: Tx, run: RunRow, now: datetime) -> bool:
     """Return whether the run is over or waits for somebody."""
-    return settled(run.status, moment(run.due_at) if run.due_at else None, now)
+    tip = tx.newest(run.key) if run.status == "failed" else None
+    phase = rest_of(tip).get("phase") if tip is not None else None
+    return settled(run.status, moment(run.due_at) if run.due_at else None, now, phase)
 
 
 def in_progress(run: RunRow, who: str) -> RunInProgressError:
@@ -208,9 +240,9 @@ def in_progress(run: RunRow, who: str) -> RunInProgressError:
     )
 
 
-def _new_row(run_id: str, new: NewRun, codec: Codec, key: int) -> RunRow:
+def _new_row(run_id: str, new: NewRun, codec: Codec) -> RunRow:
     return RunRow(
-        key=key, run_id=run_id, pipeline_id=new.pipeline_id, pipeline_name=new.pipeline_name,
+        run_id=run_id, pipeline_id=new.pipeline_id, pipeline_name=new.pipeline_name,
         pipeline_version=new.pipeline_version, total_steps=new.total_steps, fingerprint=new.fingerprint,
         input=codec.encode(new.input, "input"), created_at=micros(new.created_at),
     )  # fmt: skip
@@ -223,10 +255,11 @@ def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
     records = [record_from(r) for r in state.get("step_history") or ()]
     trial = Held(run_id, 0, b"", 0, True, Tip())  # what is refused is refused before anything is changed
     prepare_row(trial, Tip(), 1, {**state, "step_history": records}, codec)
-    if run is not None and (tx.newest(run.key) is None or run.identity() != new.identity()):
-        tx.drop_run(run.key)
-        run = None
-    if run is None:
+    if run is None or tx.newest(run.key) is None or run.identity() != new.identity():
+        if state.get("unresolved_records"):  # otherwise they lie there already, and are left as they are
+            raise unresolved(run_id, state["unresolved_records"])
+        if run is not None:
+            tx.drop_run(run.key)
         run = new
     run.fence, run.owner = tx.draw_fence(), None
     run.status, run.updated_at, run.error_message = "running", new.updated_at, None
@@ -240,6 +273,17 @@ def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
     write(tx, prepare_row(held, tip, tip.rev + 1, {**state, "step_history": records[skip:]}, codec))
     if state["status"] == "running":
         tx.set_free(run.key, run.fence)
+
+
+def unresolved(run_id: str, names: Sequence[str]) -> UnknownTypeError:
+    """Return the error of saving a state whose loading has made plain data of what it did not know."""
+    return UnknownTypeError(
+        f"The state of run {run_id!r} was loaded without the types {', '.join(names)}, so saving it would lose them.",
+        hint="Call register_type with them before loading; if the plain data are meant, delete `unresolved` and "
+        "`unresolved_records`.",
+        run_id=run_id,
+        type_name=names[0],
+    )
 
 
 def _row_by_hand(run_id: str, state: State, codec: Codec, old: RunRow | None) -> RunRow:

@@ -9,12 +9,12 @@ from pydantic_core import from_json
 from flujo._clock import moment
 from flujo.errors import FlujoError, StateCorruptedError
 from flujo.state import delta
-from flujo.state.backends._rows import LogRow, RunRow, Tx, context_sum, row_sum, snapshot_sum, unpack_records
+from flujo.state.backends._records import NOTHING, unpack_records
+from flujo.state.backends._rows import LogRow, RunRow, Tx, context_sum, row_sum, snapshot_sum
 from flujo.state.backends.base import State
 from flujo.state.codec import Codec, Lenient
 from flujo.state.models import StepRecord
 
-_NEVER: Any = object()
 # What reading the context back costs, in the bytes that could be copied meanwhile: a delta's own cost, and that of
 # a row without one. A snapshot is due when all this exceeds twice the context.
 FOLD_COST, SKIP_COST = 256, 16
@@ -33,7 +33,7 @@ class Tip(NamedTuple):
     ctx: bytes = b""
     fields: dict[str, bytes] | None = None
     values: Any = None
-    output: Any = _NEVER  # the object whose encoding row `out_rev` holds
+    output: Any = NOTHING  # the object whose encoding row `out_rev` holds
     since: int = 0  # the cost of reading the context back: its deltas since it was last written whole
 
 
@@ -90,11 +90,31 @@ def _state(
         "waiting": codec.lift(rest.get("waiting"), strict=strict),
         "due_at": moment(due) if due else None, "fingerprint": run.fingerprint,
         "input": codec.decode(run.input, strict=strict) if run.input is not None else None,
-        "error": rest.get("error"), "phase": rest.get("phase"), "total_steps": run.total_steps,
+        "error": codec.lift(rest.get("error"), strict=strict), "phase": rest.get("phase"),
+        "total_steps": run.total_steps,
     }  # fmt: skip
 
 
-def history(tx: Tx, run: RunRow, codec: Codec, after: int, limit: int | None, *, strict: bool) -> list[StepRecord]:
+def load_whole(tx: Tx, run: RunRow, codec: Codec, *, rev: int | None = None) -> State | None:
+    """Return the state after save `rev` (None: the newest) with all its step records, or None.
+
+    Types that are not known are plain data, and named in `unresolved`, or `unresolved_records`.
+    """
+    found = load(tx, run, codec, rev=rev, strict=False)
+    if found is None:
+        return None
+    state, judge = found[0], Lenient()
+    limit = None if rev is None else state["history_offset"]
+    state["step_history"] = history(tx, run, codec, 0, limit, strict=judge)
+    state["history_offset"] = 0
+    if judge.unresolved:
+        state["unresolved_records"] = sorted(judge.unresolved)
+    return state
+
+
+def history(
+    tx: Tx, run: RunRow, codec: Codec, after: int, limit: int | None, *, strict: bool | Lenient
+) -> list[StepRecord]:
     """Return the run's step records without the first `after`; every row that is read is verified."""
     records: list[StepRecord] = []
     ended = after
@@ -175,10 +195,16 @@ def check_status(run: RunRow, row: LogRow) -> None:
         fits = run.status == row.status and run.rev == row.rev
     if not fits or row.rev < max(run.rev, run.claim_rev):
         raise corrupted(run, f"its row says {run.status!r} at save {run.rev}, its log {row.status!r} at {row.rev}")
-    if row.status == "paused":
-        due = from_json(row.rest).get("due_at") if row.rest else None
-        if due != run.due_at:
-            raise corrupted(run, "the time that it waits for is not the one that was saved")
+    if row.status == "paused" and rest_of(row).get("due_at") != run.due_at:
+        raise corrupted(run, "the time that it waits for is not the one that was saved")
+
+
+def rest_of(row: LogRow) -> dict[str, Any]:
+    """Return what a save holds besides; nothing where it is damaged, which the row's checksum tells."""
+    try:
+        return dict(from_json(row.rest)) if row.rest else {}
+    except (ValueError, TypeError):
+        return {}
 
 
 def folded_context(tx: Tx, run: RunRow, row: LogRow) -> tuple[bytes, int]:
@@ -192,14 +218,14 @@ def folded_context(tx: Tx, run: RunRow, row: LogRow) -> tuple[bytes, int]:
         if holder is None or snapshot_sum(holder.ctx, snapshot[0]) != snapshot[1]:
             raise corrupted(run, f"the context at save {row.snap_rev} does not match its checksum")
         base, ctx, start = snapshot[0], holder.ctx, row.snap_rev
-    deltas = tx.deltas(run.key, start, row.rev)
+    deltas = tx.deltas(run.key, start, row.rev) if row.ctx != ctx else []
     for change in deltas:
         ctx = context_sum(ctx, change)
     if ctx != row.ctx:
         raise corrupted(run, "its context does not match its checksum")
     try:
         since = sum([FOLD_COST + len(change) for change in (deltas if start else deltas[1:])])
-        since += SKIP_COST * (row.rev - start - len(deltas))
+        since += SKIP_COST * (row.rev - start - len(deltas)) if deltas else 0
         return delta.fold(base, deltas), since
     except (ValueError, TypeError) as error:
         raise corrupted(run, f"its context cannot be put together ({error})") from error

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from flujo._ids import check_run_id
-from flujo.errors import UnknownTypeError
 from flujo.state.backends import _ledger, _loading
 from flujo.state.backends._ledger import Held, Save
 from flujo.state.backends._rows import RunQuery, RunRow, Tx
-from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, State, StateBackend
+from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, State, StateBackend, check_page
 from flujo.state.codec import Codec
 from flujo.state.models import StepRecord, checked_state
 
@@ -43,7 +43,10 @@ class Store(Protocol):
         """
 
     async def append(self, save: Save) -> None:
-        """Write a prepared save, together with others that wait at the same time."""
+        """Write a prepared save, together with others that wait at the same time.
+
+        A caller that is cancelled gets its CancelledError if the save is written, and the save's own error if not.
+        """
 
     def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
         """Run `work` in a transaction some time; nobody waits for it."""
@@ -73,21 +76,23 @@ class LogBackend(StateBackend, Reading):
         if held is None or held.fence != fence:
             raise _ledger.fenced(run_id, "this process has no such claim")
         save = _ledger.prepare(held, state, self.codec)
-        await store.append(save)
+        try:
+            await store.append(save)
+        except asyncio.CancelledError:  # the caller is cancelled; the save is in the store
+            self._saved(store, held, save)
+            raise
+        self._saved(store, held, save)
+
+    @staticmethod
+    def _saved(store: Store, held: Held, save: Save) -> None:
         _ledger.advance(save)
-        if save.row.status != "running" and store.held.get(run_id) is held:
-            del store.held[run_id]
+        if save.row.status != "running" and store.held.get(held.run_id) is held:
+            del store.held[held.run_id]
 
     async def _save_by_hand(self, store: Store, run_id: str, state: State) -> None:
         checked = checked_state(run_id, state)
         if state.get("unresolved"):
-            names = ", ".join(state["unresolved"])
-            raise UnknownTypeError(
-                f"The state of run {run_id!r} was loaded without the types {names}, so saving it would lose them.",
-                hint="Call register_type with them before loading; if the plain data are meant, delete `unresolved`.",
-                run_id=run_id,
-                type_name=state["unresolved"][0],
-            )
+            raise _ledger.unresolved(run_id, state["unresolved"])
 
         def work(tx: Tx) -> None:
             run = tx.find(run_id)
@@ -114,19 +119,14 @@ class LogBackend(StateBackend, Reading):
     async def load_state(self, run_id: str) -> State | None:
         """Return the run's newest state with all its step records, verified against its checksums, or None.
 
-        A stored type that this process does not know is plain data here, and is named in the state's `unresolved`.
+        A stored type that this process does not know is plain data here, and is named in the state's `unresolved`, or
+        `unresolved_records` if it is a step record's.
         Raises StateCorruptedError.
         """
 
         def work(tx: Tx) -> State | None:
             run = tx.find(run_id)
-            found = _loading.load(tx, run, self.codec, strict=False) if run else None
-            if run is None or found is None:
-                return None
-            state = found[0]
-            state["step_history"] = _loading.history(tx, run, self.codec, 0, None, strict=False)
-            state["history_offset"] = 0
-            return state
+            return _loading.load_whole(tx, run, self.codec) if run else None
 
         return await self._store().read(check_run_id(run_id), work)
 
@@ -172,7 +172,7 @@ class LogBackend(StateBackend, Reading):
 
         def settled(tx: Tx) -> Claim | None:
             run = tx.find(run_id)
-            if run is None or not _ledger.is_settled(run, now):
+            if run is None or not _ledger.is_settled(tx, run, now):
                 return None
             found = _loading.load(tx, run, self.codec)
             return Claim(fence=None, state=found[0]) if found else None
@@ -208,12 +208,15 @@ class LogBackend(StateBackend, Reading):
         """Return False where this process knows already that the fence is an old one."""
         return self._live(self._store(), run_id, fence)
 
-    async def history(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        """Return the run's step records in the order they were saved, without the first `after`."""
+    async def history(
+        self, run_id: str, *, after: int = 0, limit: int | None = None, strict: bool = False
+    ) -> list[StepRecord]:
+        """Return the run's step records in the order they were saved, without the first `after`. See `Reading`."""
+        check_page(after=after, limit=limit)
 
         def work(tx: Tx) -> list[StepRecord]:
             run = tx.find(run_id)
-            return _loading.history(tx, run, self.codec, after, limit, strict=False) if run else []
+            return _loading.history(tx, run, self.codec, after, limit, strict=strict) if run else []
 
         return await self._store().read(check_run_id(run_id), work)
 
@@ -222,14 +225,10 @@ class LogBackend(StateBackend, Reading):
 
         def work(tx: Tx) -> State | None:
             run = tx.find(run_id)
-            found = _loading.load(tx, run, self.codec, rev=rev, strict=False) if run else None
-            if run is None or found is None:
-                return None
-            state = found[0]
-            if not head:
-                state["step_history"] = _loading.history(tx, run, self.codec, 0, state["history_offset"], strict=False)
-                state["history_offset"] = 0
-            return state
+            if run is None or not head:
+                return _loading.load_whole(tx, run, self.codec, rev=rev) if run else None
+            found = _loading.load(tx, run, self.codec, rev=rev, strict=False)
+            return found[0] if found else None
 
         return await self._store().read(check_run_id(run_id), work)
 
@@ -243,6 +242,7 @@ class LogBackend(StateBackend, Reading):
         since: datetime | None = None,
     ) -> list[RunSummary]:
         """Return runs, the most recently updated first, without payloads. See `Reading.list_runs`."""
+        check_page(limit=limit, offset=offset)
         query = RunQuery(where=where or {}, limit=limit, offset=offset, after=after, since=since)
         return await self._store().read(None, lambda tx: tx.list_runs(query))
 

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from flujo.errors import ConfigurationError
 from flujo.state.backends.base import RunSummary
-from flujo.state.codec import Codec
-from flujo.state.models import StepRecord
 
 MAX_REV = (1 << 24) - 1
 
@@ -48,6 +45,11 @@ class RunRow:
     crashes: int = 0
     busy: int = 0  # us spent in steps when the status last changed
     digest: bytes | None = None  # not stored: what `identity` has found out
+
+    @property
+    def failure(self) -> str | None:
+        """What the run failed of, for listings; None while it is executed again."""
+        return None if self.status == "running" else self.error_message
 
     def identity(self) -> bytes:
         """Return the digest that binds every log row to its run."""
@@ -113,43 +115,6 @@ def context_sum(before: bytes, delta: bytes) -> bytes:
 def snapshot_sum(ctx: bytes, text: bytes) -> bytes:
     """Return the checksum of a snapshot taken where the context chain stood at `ctx`."""
     return blake2b(text, digest_size=16, key=ctx).digest()
-
-
-def pack_records(records: Sequence[StepRecord], last: Any, codec: Codec) -> bytes | None:
-    """Return the records as a JSON array; the output that is the run's last is left to the row's own column."""
-    if not records:
-        return None
-    return b"[" + b",".join([_pack_record(r, last, codec) for r in records]) + b"]"
-
-
-def _pack_record(record: StepRecord, last: Any, codec: Codec) -> bytes:
-    text = b'{"path":%b,"latency_s":%.6f' % (_path_json(record.path), record.latency_s)
-    if record.attempts != 1:
-        text += b',"attempts":%d' % record.attempts
-    if not record.success:
-        return text + b',"success":false,"feedback":' + to_json(record.feedback) + b"}"
-    if record.output is last:
-        return text + b"}"
-    return text + b',"output":' + codec.encode(record.output, f"output of {record.name}") + b"}"
-
-
-@lru_cache(maxsize=1024)
-def _path_json(path: tuple[str, ...]) -> bytes:
-    return to_json(path)
-
-
-def unpack_records(text: bytes, last: bytes | None, codec: Codec, *, strict: bool) -> list[StepRecord]:
-    """Return the records of a row whose own output column is `last`."""
-    records = []
-    for facts in from_json(text):
-        success = facts.get("success", True)
-        if "output" in facts:
-            output = codec.lift(facts["output"], strict=strict)
-        else:
-            output = codec.decode(last, strict=strict) if success and last is not None else None
-        facts.update(path=tuple(facts["path"]), output=output)
-        records.append(StepRecord(**facts))
-    return records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

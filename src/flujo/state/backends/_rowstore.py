@@ -56,8 +56,8 @@ class RowTx:
     def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]:
         log = self._logs.get(key, [])
         start = bisect_right(log, after_ended, key=lambda row: row.ended)
-        found = [row for row in log[start:] if row.records is not None]
-        return found if limit is None else found[:limit]
+        found = (log[place] for place in range(start, len(log)) if log[place].records is not None)
+        return list(itertools.islice(found, limit))
 
     def deltas(self, key: int, after: int, upto: int) -> list[bytes]:
         return [row.delta for row in self._logs[key][after:upto] if row.delta is not None]
@@ -135,7 +135,7 @@ class RowTx:
         return RunSummary(
             run_id=run.run_id, pipeline_id=run.pipeline_id, pipeline_name=run.pipeline_name,
             pipeline_version=run.pipeline_version, status=run.status, current_step_index=tip.idx,
-            total_steps=run.total_steps, error_message=run.error_message,
+            total_steps=run.total_steps, error_message=run.failure,
             created_at=moment(run.created_at), updated_at=moment(tip.at), execution_time_ms=tip.busy / 1000,
         )  # fmt: skip
 

@@ -98,7 +98,11 @@ class Service:
         if save.held.inline and self._inline(job):
             job.answer()
             return
-        await self._done(job)
+        try:
+            await self._done(job)
+        except asyncio.CancelledError:
+            job.answer()  # an error here is worse than being cancelled
+            raise
 
     def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
         """Run `work` in a transaction some time, however long the store is busy; nobody waits for it."""

@@ -4,6 +4,19 @@ Byte 0 is held around every write and every checkpoint: SQLite 3.7.0 to 3.51.2 c
 checkpoint (the WAL-reset bug), and a queue at one lock is fairer than its busy time-out. Byte 64 + n is held by owner
 n for as long as it lives; the kernel drops it at death, so that a dead owner is known at once.
 
+Who lives, then:
+
+* The lock is held: the owner lives. Its reach is one kernel, so it holds between containers too, although they may
+  share a boot id, or (LXC, systemd-nspawn) have one each, and may have no machine id.
+* It is free, and the owner was of this boot: it is dead. Nothing else under this kernel could have it.
+* It is free, and the owner was of another boot of this machine: it is dead, the machine was switched off since.
+* It is free, and the owner was of another machine, or of one that has no id: it is dead as soon as its lease is over.
+  A store lies on a local disk (network file systems are refused), so this is a file system that was not recognised, a
+  disk that moved, or a container without a machine id after a reboot. Only the last is worth waiting for less, and
+  nothing tells it from the others. A wrong guess would cost repeated work, never a second commit.
+
+A store without leases (a folder of files) has the lock's word alone.
+
 POSIX locks belong to the process, and closing any descriptor of the file drops them all: hence one descriptor a
 process and file, and never one of the database itself.
 """
@@ -13,10 +26,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import socket
 import sys
 import uuid
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 from flujo.errors import StateCorruptedError, StoreFormatError, StoreUnavailableError
@@ -133,11 +148,22 @@ class Sidecar:
 
 @cache
 def boot_id() -> str:
-    """Return a name of this machine since it was switched on; locks tell who lives only within one."""
+    """Return what this machine is called since it was switched on."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
+    except (OSError, ValueError):
         return f"{uuid.getnode():x}"
+
+
+@cache
+def machine_id() -> str:
+    """Return a name of this machine that it keeps when it is switched off, or "" where it has none."""
+    for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
+        with contextlib.suppress(OSError, ValueError):
+            found = Path(path).read_text(encoding="ascii").strip()
+            if re.fullmatch("[0-9a-f]{32}", found):  # an image may hold "", or "uninitialized"
+                return blake2b(found.encode(), digest_size=16, person=b"flujo").hexdigest()  # it is not to be told
+    return ""
 
 
 @cache

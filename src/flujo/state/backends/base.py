@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from flujo.errors import InvalidStateError, RunInProgressError
+from flujo.errors import ConfigurationError, InvalidStateError, RunInProgressError
 from flujo.state.codec import Codec
 from flujo.state.models import StepRecord, as_moment, as_utc
 
 State = dict[str, Any]
 _fences = itertools.count(1)
+_MOST = 1 << 60  # SQL counts in 64 bits, and adds a limit to an offset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +40,10 @@ class NewRun:
 class Claim:
     """The answer to a claim.
 
-    Fields: `fence`, the token that every save must carry, or None where the run is settled (completed, cancelled, or
-    waiting) and was not claimed; `state`, the run's newest state, or None where none was saved yet. A backend with the
-    Reading capability leaves `step_history` empty there and says in `history_offset` how many records it has.
-    `crashes` counts the owners that died since the last save.
+    Fields: `fence`, the token that every save must carry, or None where the run is settled (completed, cancelled,
+    undone, or waiting) and was not claimed; `state`, the run's newest state, or None where none was saved yet. A
+    backend with the Reading capability leaves `step_history` empty there and says in `history_offset` how many records
+    it has. `crashes` counts the owners that died since the last save.
     """
 
     fence: int | None
@@ -67,11 +68,14 @@ class RunSummary:
     execution_time_ms: float = 0.0
 
 
-def settled(status: str, due_at: datetime | None, now: datetime) -> bool:
-    """Return whether a run of this status has nothing to do now: it is over, or waits for somebody."""
+def settled(status: str, due_at: datetime | None, now: datetime, phase: str | None = None) -> bool:
+    """Return whether a run has nothing to do now: it is over (a failed one: if it was undone), or waits for somebody.
+
+    Arguments are of its newest state: `status`, `due_at` and `phase`.
+    """
     if status == "paused":
         return due_at is None or as_utc(due_at) > now
-    return status in ("completed", "cancelled")
+    return status in ("completed", "cancelled") or (status == "failed" and phase == "undone")
 
 
 class StateBackend(ABC):
@@ -139,7 +143,9 @@ class StateBackend(ABC):
                     hint="load_state returns the dict that save_state was given, or None.",
                     run_id=run_id,
                 )
-            if state is None or not settled(state.get("status", "running"), as_moment(state.get("due_at")), now):
+            if state is None or not settled(
+                state.get("status", "running"), as_moment(state.get("due_at")), now, state.get("phase")
+            ):
                 return Claim(fence=fence, state=state)
         except BaseException:
             self.abandon(run_id, fence)
@@ -176,8 +182,15 @@ class Reading(ABC):
     """The capability to read parts of a run: saves then carry only what is new, and resuming reads only the head."""
 
     @abstractmethod
-    async def history(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[StepRecord]:
-        """Return the run's step records in the order they were saved, without the first `after`."""
+    async def history(
+        self, run_id: str, *, after: int = 0, limit: int | None = None, strict: bool = False
+    ) -> list[StepRecord]:
+        """Return the run's step records in the order they were saved, without the first `after`.
+
+        A stored type that this process does not know is plain data, or with `strict`, as a runner wants it that is
+        to go on with these records, an UnknownTypeError. What it costs depends on what comes after, not on the run.
+        Raises ConfigurationError for a number below 0.
+        """
 
     @abstractmethod
     async def load_at(self, run_id: str, rev: int | None = None, *, head: bool = True) -> State | None:
@@ -200,12 +213,20 @@ class Reading(ABC):
 
         Arguments: `where` maps `status` or `pipeline_id` to the value wanted; `after` is the run_id that the page
         before ended with (quicker than `offset` on the hundredth page); `since`, the oldest update that counts.
-        An update is a claim or a change of status.
+        An update is a claim or a change of status. Raises ConfigurationError for a `where` of another name, and for
+        a number below 0.
         """
 
     @abstractmethod
     async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
         """Return how many runs there are, by `status` or `pipeline_id`."""
+
+
+def check_page(**numbers: int | None) -> None:
+    """Raise ConfigurationError where `limit`, `offset` or `after` is no count of anything; None is no limit."""
+    for name, number in numbers.items():
+        if number is not None and (type(number) is not int or not 0 <= number <= _MOST):
+            raise ConfigurationError(f"{name} is {number!r}.", hint="Give a whole number, 0 or more.")
 
 
 def utc_now() -> datetime:

@@ -98,6 +98,14 @@ def _lift_complex(data: Any, _: bool) -> complex:
     return complex(*_numbers(data, float, 2))
 
 
+def _lower_range(value: range, _: int) -> Any:
+    return [value.start, value.stop, value.step]
+
+
+def _lift_range(data: Any, _: bool) -> range:
+    return range(*_numbers(data, int, 3))
+
+
 def _lower_bytes(value: bytes | bytearray, _: int) -> Any:
     return binascii.b2a_base64(value, newline=False).decode("ascii")
 
@@ -237,6 +245,7 @@ def _table() -> dict[type[Any], Coder]:
         (float, same, _lift_float),
         (str, same, _exactly(str)),
         (complex, _lower_complex, _lift_complex),
+        (range, _lower_range, _lift_range),
         (bytes, _lower_bytes, _lift_bytes),
         (bytearray, _lower_bytes, _lift_bytearray),
         (datetime, _lower_clock, _lift_clock(datetime)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import unittest
 from collections.abc import Coroutine
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -201,10 +202,7 @@ async def owned(backend: StateBackend, run_id: str, *, at: datetime = T0, force:
 
 def fenced_state(backend: StateBackend, run_id: str, fence: Any, rev: int, **changes: Any) -> State:
     """Return what a runner hands to `save_state` as save number `rev`, which is also the index and the output."""
-    records: list[Any] = [StepRecord(path=(f"s{n}",), output=n) for n in range(1, rev + 1)]
-    if backend.codec is None:
-        records = [{"path": list(r.path), "output": r.output, "success": True, "attempts": 1, "latency_s": 0.0,
-                    "feedback": None} for r in records]  # fmt: skip
+    records = handed(backend, [StepRecord(path=(f"s{n}",), output=n) for n in range(1, rev + 1)])
     known = rev - 1 if isinstance(backend, Reading) else 0
     reserved = {
         "rev": rev,
@@ -218,6 +216,32 @@ def fenced_state(backend: StateBackend, run_id: str, fence: Any, rev: int, **cha
         "total_steps": 9,
     }
     return state_of(run_id, rev) | reserved | changes
+
+
+def handed(backend: StateBackend, records: list[StepRecord]) -> list[Any]:
+    """Return step records as a runner hands them to the backend."""
+    if backend.codec is not None:
+        return list(records)
+    plain = [asdict(record) | {"path": list(record.path)} for record in records]
+    return [{k: v for k, v in record.items() if k != "context_changes" or v is not None} for record in plain]
+
+
+def sub_steps(rev: int) -> list[StepRecord]:
+    """Return the records of save number `rev` of a run that is in its first step: two, one, or none."""
+    changes = {"notes": [[rev]], "gone": list[Any]()}
+    return [
+        StepRecord(path=("m", f"[{rev}]", f"s{n}"), output=[rev, n], context_changes=changes if n else None)
+        for n in range(rev % 3)
+    ]
+
+
+def sub_step_state(backend: StateBackend, run_id: str, fence: Any, rev: int) -> State:
+    """Return what a runner hands to `save_state` as save number `rev` of that run."""
+    before = [record for earlier in range(1, rev) for record in sub_steps(earlier)]
+    records, offset = (sub_steps(rev), len(before)) if isinstance(backend, Reading) else (before + sub_steps(rev), 0)
+    within = {"current_step_index": 0, "last_step_output": None, "position": {"from": 0}}
+    held = {"step_history": handed(backend, records), "history_offset": offset}
+    return fenced_state(backend, run_id, fence, rev, **within, **held)
 
 
 async def save_as_owner(backend: StateBackend, run_id: str, fence: Any, *revs: int, **changes: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flujo.errors import FencedError, RunInProgressError
+from flujo.state.backends.base import Reading
 from flujo.testing.suite import values
 from flujo.testing.suite.base import (
     SuiteBase,
@@ -16,9 +17,12 @@ from flujo.testing.suite.base import (
     finish,
     load,
     owned,
+    records_of,
     runner,
     save_as_owner,
     state_of,
+    sub_step_state,
+    sub_steps,
 )
 from flujo.testing.suite.expect import expect, refused, same
 from flujo.testing.suite.process import other_process
@@ -123,6 +127,29 @@ class DurableTests(SuiteBase):
             )
             whole = (index, {"count": index, "more": "x" * 2000})
             same((state["last_step_output"], state["pipeline_context"]), whole, "output and context of the newest save")
+
+    def test_a_killed_process_loses_no_sub_step(self, tmp_path: Path) -> None:
+        """Of a run within a step, too: every record of every save that was acknowledged is there, and no half save."""
+        self.open_durable(tmp_path)
+        with other_process(self, tmp_path, "save_sub_steps", run_id=_RUN, upto=1_000_000) as other:
+            heard = [other.hear() for _ in range(7)]
+            acknowledged = (heard + other.kill())[-1]
+        backend = self.open(tmp_path)
+        state = finish(load(backend, _RUN))
+        rev = state["rev"]
+        expect(
+            rev in (acknowledged, acknowledged + 1),
+            f"a process acknowledged save {acknowledged} and was killed; the newest state is that of save {rev}.",
+        )
+        records = [record for number in range(1, rev + 1) for record in sub_steps(number)]
+        same(records_of(state), records, "step_history of a run whose process was killed within a step")
+        same(state["current_step_index"], 0, "the index of that run")
+        if isinstance(backend, Reading):
+            same(finish(backend.history(_RUN, after=3)), records[3:], "history(after=3) of that run")
+        found = finish(claim(backend, _RUN))
+        same((found.state or {})["position"], {"from": 0}, "the position that a claim of that run gave")
+        finish(backend.save_state(_RUN, sub_step_state(backend, _RUN, found.fence, rev + 1)))
+        same(records_of(finish(load(backend, _RUN))), records + sub_steps(rev + 1), "step_history after one more save")
 
     def test_a_full_disk_is_an_error(self, tmp_path: Path) -> None:
         """A save that the store has no room for raises; the state before it stays, and can be saved on."""

@@ -128,9 +128,13 @@ class ClaimTests(SuiteBase):
         """A run that is over, or waits, is answered with its state and no fence; one whose time has come is claimed."""
         backend = self.open(tmp_path)
         waits = {"due_at": T0 + timedelta(minutes=1)}
+        undone = {"phase": "undone", "error": {"type": "OSError", "text": "down"}}
+        settled: list[tuple[str, dict[str, Any]]] = [
+            ("completed", {}), ("cancelled", {}), ("failed", undone), ("paused", {}), ("paused", waits),
+        ]  # fmt: skip
 
         async def main() -> None:
-            for status, more in (("completed", {}), ("cancelled", {}), ("paused", {}), ("paused", waits)):
+            for status, more in settled:
                 state = state_of(_RUN, 3, status=status, **more)
                 await backend.save_state(_RUN, dict(state))
                 for force in (False, True):
@@ -149,10 +153,11 @@ class ClaimTests(SuiteBase):
         backend = self.open(tmp_path)
 
         async def main() -> None:
-            for status in ("running", "failed"):
-                await backend.save_state(_RUN, state_of(_RUN, 2, status=status))
+            for status, phase in (("running", None), ("failed", None), ("running", "undoing"), ("failed", "undoing")):
+                await backend.save_state(_RUN, state_of(_RUN, 2, status=status, phase=phase))
                 found = await claim(backend, _RUN)
-                expect(found.fence is not None, f"a run that is {status} was not claimed.")
+                expect(found.fence is not None, f"a run that is {status}, phase {phase}, was not claimed.")
+                same((found.state or {}).get("phase"), phase, f"the phase that the claim of a {status} run gave")
                 same(
                     (found.state or {}).get("last_step_output"), 2, f"the output that the claim of a {status} run gave"
                 )

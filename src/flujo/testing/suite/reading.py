@@ -153,6 +153,22 @@ class ReadingTests(SuiteBase):
 
         finish(main())
 
+    def test_a_page_of_less_than_nothing_is_refused(self, tmp_path: Path) -> None:
+        """A negative `limit`, `offset` or `after` (of the history) is an error: it is no page, and not all there is."""
+        backend = self.open_reading(tmp_path)
+
+        async def main() -> None:
+            await _nine(backend)
+            for limit, offset in ((-1, 0), (5, -5)):
+                with refused(ConfigurationError, f"list_runs(limit={limit}, offset={offset})"):
+                    await backend.list_runs(limit=limit, offset=offset)
+            for limit, after in ((-1, 0), (5, -5)):
+                with refused(ConfigurationError, f"history(limit={limit}, after={after})"):
+                    await backend.history(_RUN, limit=limit, after=after)
+            same(await _names(backend, limit=0), [], "list_runs(limit=0)")
+
+        finish(main())
+
     def test_a_summary_tells_how_a_run_stands(self, tmp_path: Path) -> None:
         """Index, number of steps, failure and times are in the listing."""
         backend = self.open_reading(tmp_path)

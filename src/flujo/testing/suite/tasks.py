@@ -9,7 +9,7 @@ from typing import Any
 
 from flujo.state.backends.base import StateBackend
 from flujo.testing.suite import values
-from flujo.testing.suite.base import load, owned, records_of, runner, save_as_owner, state_of, ten
+from flujo.testing.suite.base import load, owned, records_of, runner, save_as_owner, state_of, sub_step_state, ten
 from flujo.testing.suite.expect import difference
 from flujo.testing.suite.steps import sampling
 
@@ -45,6 +45,15 @@ async def save_on(backend: StateBackend, answer: Answer, hear: Hear, run_id: str
     for index in range(1, upto + 1):
         await backend.save_state(run_id, state_of(run_id, index, pipeline_context={"count": index, "more": "x" * 2000}))
         answer(index)
+    hear()
+
+
+async def save_sub_steps(backend: StateBackend, answer: Answer, hear: Hear, run_id: str, upto: int) -> None:
+    """Claim the run and save sub-steps of its first step, answer with each save that is acknowledged, and then wait."""
+    fence = await owned(backend, run_id)
+    for rev in range(1, upto + 1):
+        await backend.save_state(run_id, sub_step_state(backend, run_id, fence, rev))
+        answer(rev)
     hear()
 
 

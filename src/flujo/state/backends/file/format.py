@@ -60,8 +60,9 @@ class RunFile:
     def _summary(self) -> list[bytes]:
         """Return the parts of the file's first line, the run as it stands; output and context are put in as text."""
         run = self.run
-        names = ("run_id", "pipeline_id", "pipeline_name", "pipeline_version", "total_steps", "status", "error_message")
+        names = ("run_id", "pipeline_id", "pipeline_name", "pipeline_version", "total_steps", "status")
         facts: dict[str, Any] = {"flujo": VERSION, **{name: getattr(run, name) for name in names}}
+        facts["error_message"] = run.failure
         facts["created_at"] = moment(run.created_at).isoformat()
         if not self.log:
             return [to_json(facts)[:-1]]

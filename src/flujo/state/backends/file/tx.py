@@ -7,7 +7,7 @@ from typing import Any
 
 from flujo.state.backends._rows import LogRow, RunRow
 from flujo.state.backends._rowstore import RowTx
-from flujo.state.backends._sidecar import Sidecar, boot_id
+from flujo.state.backends._sidecar import Sidecar
 from flujo.state.backends.file.format import KEY, RunFile
 
 
@@ -51,8 +51,8 @@ class FileTx(RowTx):
 
     def owner_of(self, run: RunRow) -> str | None:
         owner = self.found.owner if self.found else None
-        if owner is None or owner["id"] != run.owner or owner["boot"] != boot_id():
-            return None  # the directory is on a local disk, so an owner of another boot is gone
+        if owner is None or owner["id"] != run.owner:
+            return None
         return f"process {owner['pid']} on {owner['host']}" if self._sidecar.alive(owner["id"]) else None
 
     def result(self) -> RunFile | None:

@@ -13,7 +13,7 @@ from flujo.errors import FencedError, FlujoError, RunInProgressError, SaveError,
 from flujo.state.backends._jobs import Job
 from flujo.state.backends._loading import located
 from flujo.state.backends._rowstore import RowTx
-from flujo.state.backends._sidecar import Sidecar, boot_id, host_name, refuse_network
+from flujo.state.backends._sidecar import Sidecar, host_name, refuse_network
 from flujo.state.backends.file.format import RunFile, damaged, decoded, file_name
 from flujo.state.backends.file.tx import FileTx
 
@@ -194,7 +194,7 @@ class FileWriter:
                 sidecar.hold(owner)
                 break
         self.joined = owner
-        self._process = {"id": owner, "boot": boot_id(), "host": host_name(), "pid": os.getpid()}
+        self._process = {"id": owner, "host": host_name(), "pid": os.getpid()}
         for part in self._directory.glob(".*.part"):  # of processes that died in a save
             number = part.name.split(".")[-2]
             if number.isdigit() and int(number) != owner and not sidecar.alive(int(number)):

@@ -9,6 +9,7 @@ CREATE TABLE flujo_meta (
 -- One row a process that executes runs. An id is never used twice.
 CREATE TABLE flujo_owner (
     id         INTEGER PRIMARY KEY AUTOINCREMENT,
+    machine    TEXT NOT NULL,     -- digest of the machine's id, '' where it has none
     boot       TEXT NOT NULL,     -- the machine, since it was switched on
     host       TEXT NOT NULL,
     pid        INTEGER NOT NULL,
@@ -24,13 +25,11 @@ CREATE TABLE flujo_run (
     pipeline_name    TEXT NOT NULL,
     pipeline_version TEXT NOT NULL,
     total_steps      INTEGER,
-    fingerprint      TEXT,
-    input            BLOB,
     created_at       INTEGER NOT NULL,
     status           TEXT NOT NULL,
     rev              INTEGER NOT NULL,
     updated_at       INTEGER NOT NULL,
-    error_message    TEXT,
+    error_message    TEXT,              -- of the last failure, also while the run is executed again
     due_at           INTEGER,
     fence            INTEGER,
     owner            INTEGER,
@@ -42,6 +41,13 @@ CREATE TABLE flujo_run (
 -- The listings, newest first, and the statistics are answered from these two alone.
 CREATE INDEX flujo_run_status ON flujo_run (status, updated_at, key, busy);
 CREATE INDEX flujo_run_pipeline ON flujo_run (pipeline_id, status, updated_at, key, busy);
+
+-- What a run began with, which may be large: written once, and not again with the run's row.
+CREATE TABLE flujo_start (
+    key         INTEGER PRIMARY KEY,
+    fingerprint TEXT,
+    input       BLOB
+) STRICT;
 
 -- One row a save. seq = run key << 24 | rev, so a run's rows lie side by side in one b-tree.
 CREATE TABLE flujo_log (
@@ -102,7 +108,7 @@ SELECT
     ) AS pipeline_context,
     (SELECT CAST(o.output AS TEXT) FROM flujo_log AS o WHERE o.seq = (r.key << 24 | h.out_rev)) AS last_step_output,
     r.status,
-    r.error_message,
+    iif(r.status = 'running', NULL, r.error_message) AS error_message,
     h.busy / 1000.0 AS execution_time_ms,
     strftime('%Y-%m-%dT%H:%M:%fZ', r.created_at / 1000000.0, 'unixepoch') AS created_at,
     strftime('%Y-%m-%dT%H:%M:%fZ', h.at / 1000000.0, 'unixepoch') AS updated_at

@@ -14,13 +14,14 @@ from flujo.errors import StateCorruptedError
 from flujo.state.backends._ledger import Save
 from flujo.state.backends._loading import hidden
 from flujo.state.backends._rows import COLUMNS, LogRow, RunQuery, RunRow, column
-from flujo.state.backends._sidecar import Sidecar, boot_id
+from flujo.state.backends._sidecar import Sidecar, boot_id, machine_id
 from flujo.state.backends.base import RunSummary
 from flujo.state.models import STATUSES
 
 LEASE_US = 30_000_000
 # The tables are STRICT: another type than these (s text, i integer, b bytes, capital: or NULL) is damage.
 _RUN_KINDS, _LOG_KINDS = "issssISBisiiSIIIIiii", "iisiiiiiBBBbBb"
+_RENEWED = tuple(name for name in COLUMNS if name not in ("fingerprint", "input"))
 _CLASSES = {"s": (str,), "i": (int,), "b": (bytes,)}
 _sound: set[tuple[str, tuple[type, ...]]] = set()
 
@@ -63,12 +64,13 @@ class SQLiteTx:
         return RunRow(**dict(zip(COLUMNS, found, strict=True)))
 
     def put_run(self, run: RunRow) -> None:
-        values = [getattr(run, name) for name in COLUMNS]
-        if run.key:
+        values = [getattr(run, name) for name in _RENEWED]
+        if run.key:  # what it began with is there
             self._execute(SQL["renew_run"], values)
         else:
             values[0] = None
             (run.key,) = self._execute(SQL["insert_run"], values).fetchone()
+            self._execute(SQL["insert_start"], (run.key, run.fingerprint, run.input))
 
     def _check_beside(self, run_id: str) -> None:
         """Raise StateCorruptedError where the run may be there, but an index entry beside its own hides it.
@@ -81,6 +83,7 @@ class SQLiteTx:
 
     def drop_run(self, key: int) -> None:
         self._execute(SQL["drop_run"], (key,))
+        self._execute(SQL["drop_start"], (key,))
         rows = self._execute(SQL["drop_log"], (key, key)).rowcount
         self._execute(SQL["drop_snapshot"], (key, key))
         self.dropped += 4 + rows // 8
@@ -92,8 +95,31 @@ class SQLiteTx:
         return _log_row(self._one("row", key << 24 | rev))
 
     def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]:
-        found = self._execute(SQL["rows"], (key, key, after_ended, -1 if limit is None else limit))
+        start = self._first_beyond(key, after_ended) if after_ended > 0 else key << 24
+        found = self._execute(SQL["rows"], (start, key, after_ended, -1 if limit is None else limit))
         return [row for row in map(_log_row, found) if row is not None]
+
+    def _first_beyond(self, key: int, ended: int) -> int:
+        """Return the seq of the first row with more records than that, or the one after the newest.
+
+        Looks from the end, in strides that grow: what it costs depends on what comes after, not on the run.
+        """
+        newest = self._one("newest_seq", key, key)[0] or key << 24
+        high, low, stride = newest + 1, newest, 1
+        while low > key << 24 and self._ended(low) > ended:
+            high, low, stride = low, max(key << 24, newest - stride), stride * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            if self._ended(middle) > ended:
+                high = middle
+            else:
+                low = middle
+        return high
+
+    def _ended(self, seq: int) -> int:
+        """Return how many records there were after that save; one that is damaged or gone is as if it were too old."""
+        found = self._one("ended", seq)
+        return found[0] if found is not None and isinstance(found[0], int) else -1
 
     def deltas(self, key: int, after: int, upto: int) -> list[bytes]:
         return [row[0] for row in self._execute(SQL["deltas"], (key << 24 | after, key << 24 | upto))]
@@ -128,10 +154,16 @@ class SQLiteTx:
         found = self._one("owner", run.owner)
         if found is None or run.owner is None:
             return None
+        machine, boot, beat_at, host, pid = found
+        return f"process {pid} on {host}" if self._lives(run.owner, machine, boot, beat_at) else None
+
+    def _lives(self, owner: int, machine: str, boot: str, beat_at: int) -> bool:
+        """Return whether that owner, another process, is alive. See `_sidecar`."""
         assert self._sidecar is not None
-        boot, host, pid, beat_at = found
-        alive = self._sidecar.alive(run.owner) if boot == boot_id() else beat_at + LEASE_US > now_us()
-        return f"process {pid} on {host}" if alive else None
+        if self._sidecar.alive(owner):
+            return True
+        ours = boot == boot_id() or (machine != "" and machine == machine_id())
+        return not ours and beat_at + LEASE_US > now_us()
 
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         values: dict[str, Any] = dict(query.where)
@@ -172,12 +204,11 @@ class SQLiteTx:
     def join(self, host: str, pid: int) -> None:
         """Enter this process as an owner and hold its lock; forget the owners that are dead."""
         assert self._sidecar is not None
-        now = now_us()
-        for owner, boot, beat_at in self._execute(SQL["owners"]).fetchall():
-            dead = not self._sidecar.alive(owner) if boot == boot_id() else beat_at + LEASE_US < now
-            if dead:
+        for owner, *facts in self._execute(SQL["owners"]).fetchall():
+            if not self._lives(owner, *facts):
                 self._execute(SQL["drop_owner"], (owner,))
-        me: int = self._one("add_owner", boot_id(), host, pid, now, now)[0]
+        now = now_us()
+        me: int = self._one("add_owner", machine_id(), boot_id(), host, pid, now, now)[0]
         self._sidecar.hold(me)
         self.me = me
 

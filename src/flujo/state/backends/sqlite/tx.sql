@@ -1,14 +1,17 @@
 -- name: find
 SELECT key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, fingerprint, input, created_at,
        status, rev, updated_at, error_message, due_at, fence, owner, claimed_at, claim_rev, crashes, busy
-FROM flujo_run WHERE run_id = ?
+FROM flujo_run LEFT JOIN flujo_start USING (key) WHERE run_id = ?
 
 -- name: insert_run
 INSERT INTO flujo_run
-      (key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, fingerprint, input, created_at,
+      (key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, created_at,
        status, rev, updated_at, error_message, due_at, fence, owner, claimed_at, claim_rev, crashes, busy)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 RETURNING key
+
+-- name: insert_start
+INSERT OR REPLACE INTO flujo_start (key, fingerprint, input) VALUES (?, ?, ?)
 
 -- name: beside
 SELECT i.run_id, r.run_id
@@ -19,12 +22,15 @@ LEFT JOIN flujo_run AS r ON r.key = i.key
 
 -- name: renew_run
 INSERT OR REPLACE INTO flujo_run
-      (key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, fingerprint, input, created_at,
+      (key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, created_at,
        status, rev, updated_at, error_message, due_at, fence, owner, claimed_at, claim_rev, crashes, busy)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 
 -- name: drop_run
 DELETE FROM flujo_run WHERE key = ?
+
+-- name: drop_start
+DELETE FROM flujo_start WHERE key = ?
 
 -- name: drop_log
 DELETE FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24
@@ -39,8 +45,14 @@ SELECT * FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24 ORDER BY seq
 SELECT * FROM flujo_log WHERE seq = ?
 
 -- name: rows
-SELECT * FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24 AND ended > ? AND records IS NOT NULL
+SELECT * FROM flujo_log WHERE seq >= ? AND seq < (? + 1) << 24 AND ended > ? AND records IS NOT NULL
 ORDER BY seq LIMIT ?
+
+-- name: newest_seq
+SELECT max(seq) FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24
+
+-- name: ended
+SELECT ended FROM flujo_log WHERE seq = ?
 
 -- name: deltas
 SELECT delta FROM flujo_log WHERE seq > ? AND seq <= ? AND delta IS NOT NULL ORDER BY seq
@@ -66,13 +78,13 @@ WHERE key = ? AND fence = ?
 UPDATE flujo_run SET status = ?, fence = NULL, owner = NULL WHERE key = ? AND fence = ?
 
 -- name: owner
-SELECT boot, host, pid, beat_at FROM flujo_owner WHERE id = ?
+SELECT machine, boot, beat_at, host, pid FROM flujo_owner WHERE id = ?
 
 -- name: owners
-SELECT id, boot, beat_at FROM flujo_owner
+SELECT id, machine, boot, beat_at FROM flujo_owner
 
 -- name: add_owner
-INSERT INTO flujo_owner (boot, host, pid, started_at, beat_at) VALUES (?, ?, ?, ?, ?) RETURNING id
+INSERT INTO flujo_owner (machine, boot, host, pid, started_at, beat_at) VALUES (?, ?, ?, ?, ?, ?) RETURNING id
 
 -- name: drop_owner
 DELETE FROM flujo_owner WHERE id = ?
@@ -89,7 +101,7 @@ SELECT * FROM (
 
 -- name: list_runs
 SELECT r.run_id, r.pipeline_id, r.pipeline_name, r.pipeline_version, r.status, h.idx, r.total_steps,
-       r.error_message, r.created_at, h.at, h.busy
+       iif(r.status = 'running', NULL, r.error_message), r.created_at, h.at, h.busy
 FROM ({found} ORDER BY 2 DESC, 1 DESC LIMIT :limit OFFSET :offset) AS f
 JOIN flujo_run AS r ON r.key = f.key
 JOIN flujo_log AS h

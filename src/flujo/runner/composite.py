@@ -1,0 +1,261 @@
+"""One composite step from its beginning, or from where it was, to its end: performs what its tree asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from flujo import _ids
+from flujo.engine import Act, Do, Frame, Path, Saved, Scope, Tree
+from flujo.errors import NotSerializableError, StepTimeoutError
+from flujo.execution.events import StepFailed, StepSaved
+from flujo.pipeline import Step
+from flujo.runner.performing import UNCHANGING, InnerPlace, Outcome, Performer, failure
+from flujo.runner.scopes import RunContext, Scopes
+from flujo.state.models import StepRecord
+
+T = TypeVar("T")
+
+
+class Timer:
+    """A time limit that runs; whoever comes to an end before cancels it."""
+
+    __slots__ = ("_handle", "_running")
+
+    def __init__(self, running: set[Timer], handle: asyncio.TimerHandle) -> None:
+        self._running, self._handle = running, handle
+        running.add(self)
+
+    def cancel(self) -> None:
+        """Stop it."""
+        self._handle.cancel()
+        self._running.discard(self)
+
+
+class CompositeRun:
+    """A composite step under way.
+
+    `run` returns how it came out. What goes on at once is performed in tasks; where there is only one thing to do, it
+    is done here. Attribute: `void`, the places of the failures (among the step's records) that a retry makes good.
+    """
+
+    def __init__(self, performer: Performer, context: RunContext, do: Do, saved: Saved, crashes: int) -> None:
+        self._setup, self._commits = performer.setup, performer.commits
+        self._performer, self._context = performer, context
+        self._do, self._saved, self._crashes = do, saved, crashes
+        self._announce = self._setup.announcer
+        self._chatty = self._announce.wants_all()
+        self._scopes = Scopes(self._setup, self._commits, context)
+        self._tree = Tree(do.step, do.path, do.input, saved, self._copy)
+        self._tasks: dict[Path, asyncio.Task[None]] = {}
+        self._leaving: set[Path] = set()  # cancelled, and not yet at their end
+        self._timers: set[Timer] = set()
+        self._progress = asyncio.Event()
+        self._fatal: BaseException | None = None
+        self._last: Outcome | None = None  # the failure that ended it, not yet saved
+        self._stray: list[int] = []
+        self.void: list[int] = []
+
+    async def run(self) -> Outcome:
+        """Perform it. Raises CancelledError where the task was cancelled, and what stops the run."""
+        start = self._setup.clock.perf()
+        try:
+            while not self._tree.over and self._fatal is None:
+                await self._go_on()
+            await self._stop()
+        except GeneratorExit:  # nothing may be awaited now
+            self._cancel_all()
+            raise
+        except BaseException:
+            await self._stop()
+            raise
+        if self._fatal is not None:
+            raise self._fatal
+        await self._commits.flush()
+        self._commits.crowded = False
+        latency = self._setup.clock.perf() - start
+        if self._tree.failure is not None:
+            return self._failed(latency)
+        return Outcome(StepRecord(path=self._do.path, output=self._tree.output, latency_s=latency))
+
+    def _failed(self, latency: float) -> Outcome:
+        found = self._tree.failure
+        assert found is not None
+        places = self._saved.places
+        self.void = [places[path] for path in found.causes if path in places] + self._stray
+        if self._last is not None and self._last.record.path == found.path:
+            return self._last
+        return failure(self._do.path, found.error, latency=latency)
+
+    async def _go_on(self) -> None:
+        """Start what may be started, and wait until something has come about."""
+        self._take_notes()
+        if not self._leaving:
+            acts = self._tree.ready()
+            if len(acts) == 1 and not self._tasks and not self._timers:
+                self._commits.crowded = False
+                await self._act(acts[0])
+                return
+            self._commits.crowded = True
+            for act in acts:
+                self._start(act.path, self._act, act)
+        self._progress.clear()
+        if self._tree.over:
+            return
+        assert self._tasks, "nothing goes on, and nothing has come to an end"
+        await self._progress.wait()
+
+    def _take_notes(self) -> None:
+        """See what the tree wants to be known."""
+        tree = self._tree
+        for scope, record in tree.restored:
+            self._scopes.apply(scope, record.context_changes)
+        for scope in tree.ended:
+            self._scopes.ended(scope)
+        for path in tree.dropped:
+            if path in self._tasks:
+                self._tasks[path].cancel()
+                self._leaving.add(path)
+        loop = asyncio.get_running_loop()
+        for frame in tree.timed:
+            if not frame.over:
+                handle = loop.call_later(frame.limit, self._expired, frame)
+                frame.timer = Timer(self._timers, handle)
+        for notes in (tree.restored, tree.ended, tree.dropped, tree.timed):
+            notes.clear()
+
+    def _start(self, path: Path, work: Callable[[T], Coroutine[Any, Any, None]], what: T) -> None:
+        task = asyncio.ensure_future(self._guarded(path, work, what))
+        self._tasks[path] = task
+        task.add_done_callback(lambda _: self._ended(path))  # also of one that is cancelled before it begins
+
+    async def _guarded(self, path: Path, work: Callable[[T], Coroutine[Any, Any, None]], what: T) -> None:
+        """Run a task to its end. What stops the run is kept for `run`, which raises it."""
+        try:
+            await work(what)
+        except BaseException as error:
+            wanted = path not in self._leaving or not isinstance(error, asyncio.CancelledError)
+            if wanted and self._fatal is None:
+                self._fatal = error
+
+    def _ended(self, path: Path) -> None:
+        del self._tasks[path]
+        self._leaving.discard(path)
+        self._progress.set()
+
+    async def _stop(self) -> None:
+        """Cancel what goes on and wait for its end, however often that is cancelled."""
+        self._cancel_all()
+        while self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(list(self._tasks.values()))
+
+    def _cancel_all(self) -> None:
+        for timer in list(self._timers):
+            timer.cancel()
+        self._leaving.update(self._tasks)
+        for task in list(self._tasks.values()):
+            task.cancel()
+
+    async def _act(self, act: Act) -> None:
+        """Perform one thing, save it, and tell the tree."""
+        if act.step is None:
+            await self._join(act)
+            return
+        before = self._saved.attempts.get(act.path, 0) + self._crashes
+        place = InnerPlace(act, before, self._scopes, self._commits)
+        outcome = await self._performer.perform(place, self._saved)
+        if outcome.error is None:
+            outcome = await self._settled(act, act.step, outcome)
+        if outcome.error is not None:
+            await self._broke(act.path, act.path, outcome, act.scope if act.step.takes_context else None)
+            return
+        self._crashes = 0
+        if self._chatty:
+            self._announce(StepSaved(run_id=self._run_id, result=outcome.record))
+        self._tree.succeeded(act.path, outcome.record.output)
+
+    async def _settled(self, act: Act, step: Step[Any, Any], outcome: Outcome) -> Outcome:
+        """Save what a step has given, and changed; what cannot be saved is a failure."""
+        record = outcome.record
+        try:
+            output = record.output if act.settle is None else act.settle(record.output)
+            changes = self._scopes.changes(act.scope) if step.takes_context else None
+            record = StepRecord(
+                path=record.path, output=output, attempts=record.attempts, latency_s=record.latency_s,
+                context_changes=changes,
+            )  # fmt: skip
+        except Exception as error:
+            return failure(act.path, error, record.attempts, record.latency_s)
+        own = self._context.values if step.takes_context and act.scope.parent is None else None
+        try:
+            await self._commits.add(record, own)
+        except NotSerializableError as error:
+            return failure(act.path, error, record.attempts, record.latency_s)
+        self._scopes.apply(act.scope, changes)
+        return Outcome(record)
+
+    async def _broke(self, path: Path, where: Path | Frame, outcome: Outcome, scope: Scope | None) -> None:
+        """A step failed for good. Where the tree can live with that, it is saved now; else with the run's failure."""
+        assert outcome.error is not None
+        if not self._tree.wants(where):
+            return
+        if self._tree.absorbs(where):
+            if scope is not None:
+                await self._scopes.restore(scope)
+            self._saved.places[path] = await self._commits.add(outcome.record)
+            if not self._tree.wants(where):  # meanwhile all of it has failed, of something else
+                self._stray.append(self._saved.places[path])
+            self._announce(StepFailed(run_id=self._run_id, result=outcome.record, error=outcome.error))
+        elif self._last is None:
+            self._last = outcome
+        text = outcome.record.feedback or ""
+        if isinstance(where, Frame):
+            self._tree.broken(where, outcome.error, text)
+        else:
+            self._tree.failed(where, outcome.error, text)
+
+    async def _join(self, act: Act) -> None:
+        """Bring the contexts of branches together, and save that if it changes anything."""
+        try:
+            changes = self._scopes.joined(act)
+        except Exception as error:
+            await self._broke(act.path, act.path, failure(act.path, error), None)
+            return
+        own = self._scopes.settle(act, changes)
+        if changes is not None:
+            kept = None if act.scope.parent is None else changes
+            await self._commits.add(StepRecord(path=act.path, context_changes=kept), own)
+        self._tree.succeeded(act.path, None)
+
+    def _expired(self, frame: Frame) -> None:
+        """A time limit has run out."""
+        frame.timer.cancel()
+        if self._tree.expire(frame):
+            self._start((*frame.path, ">timeout"), self._timed_out, frame)
+            self._take_notes()
+
+    async def _timed_out(self, frame: Frame) -> None:
+        inside = [task for path, task in self._tasks.items() if path[: len(frame.path)] == frame.path]
+        inside.remove(self._tasks[(*frame.path, ">timeout")])
+        if inside:  # what they do to the context until they have ended must not stay
+            await asyncio.wait(inside)
+        error = StepTimeoutError(
+            f"Step {_ids.path_text(frame.path)!r} took longer than {frame.limit:g} s.",
+            hint="Give it a longer `timeout`.",
+            run_id=self._run_id, step=frame.path[-1], timeout=frame.limit,
+        )  # fmt: skip
+        await self._broke(frame.path, frame, failure(frame.path, error), frame.scope)
+
+    def _copy(self, value: Any) -> Any:
+        if type(value) in UNCHANGING:
+            return value
+        codec = self._commits.keeper.codec
+        return codec.decode(codec.encode(value, "input"))
+
+    @property
+    def _run_id(self) -> str:
+        run_id: str = self._commits.state["run_id"]
+        return run_id

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.measure import Bench, Row, sync_cost
 
-NAMES = ("sequential", "concurrent", "engine", "context", "processes", "resume", "listing", "imports")
+NAMES = ("sequential", "concurrent", "engine", "context", "processes", "resume", "map", "listing", "imports")
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,25 +12,16 @@ from typing import Any
 
 import pytest
 
-from flujo import Flujo, NonRetryableError, Pipeline, Step, step
-from flujo.errors import NotPicklableError, RecordedError, StepTimeoutError, WorkerDiedError
-from flujo.execution import attempt as attempting
+from flujo import Flujo, NonRetryableError, Step, step
+from flujo.errors import NotPicklableError, RecordedError
 from flujo.execution import shipping
 from flujo.execution.current import CurrentStep
-from flujo.execution.events import Event, StepProgress, StepRetrying, StepStarted
-from flujo.testing import VirtualClock
+from flujo.execution.events import Event, StepProgress
 from tests.support import executor_steps as steps
+from tests.support.executor_pools import processes, run
 from tests.support.executor_steps import ANSWER, Point, Shop
 
 pytestmark = pytest.mark.slow  # a worker process takes its time to start
-
-
-# The server has imported what its workers need, so that they are there at once.
-multiprocessing.set_forkserver_preload([steps.__name__])
-
-
-def processes(workers: int = 1, method: str = "forkserver") -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +36,6 @@ def gates(tmp_path: Path) -> Iterator[tuple[str, str]]:
     """Where a step says that it has begun, and where it waits."""
     with steps.two_gates(tmp_path) as names:
         yield names
-
-
-def run(made: Step[Any, Any] | Pipeline[Any, Any], given: Any, pool: Any, **options: Any) -> Any:
-    return Flujo(made, executors={"cpu": pool}, clock=VirtualClock(), **options).run(given, run_id="r")
 
 
 # --- what a step finds in another process ---
@@ -138,6 +123,43 @@ def test_two_at_work(gates: tuple[str, str]) -> None:
     with processes(2) as pool:
         one, other = asyncio.run(main(pool))
     assert one.output != other.output
+
+
+def test_the_items_of_a_map(gates: tuple[str, str]) -> None:
+    """Two items have two workers at work at the same time."""
+    with processes(2) as pool:
+        output = run(Step.map_over("both", steps.meet, max_concurrency=2), [gates, gates[::-1]], pool).output
+    assert len(set(output)) == 2
+
+
+def test_branches_with_contexts(pool: ProcessPoolExecutor) -> None:
+    """Each branch's copy goes to the worker and back, and what they changed comes together."""
+
+    @step
+    def note(n: int, *, context: Shop) -> int:
+        context.extra = n
+        return n
+
+    result = run(Step.parallel("p", there=steps.sell, here=note), 3, pool, context_model=Shop)
+    assert result.output == {"there": 3, "here": 3}
+    assert result.final_pipeline_context == Shop(sold=3, log=["attempt 2"], extra=3)
+
+
+def test_an_undo(pool: ProcessPoolExecutor) -> None:
+    """It may run in an executor like any other step."""
+
+    @step(undo=steps.where)
+    def pay(n: int) -> int:
+        return n * 2
+
+    @step
+    def ship(n: int) -> int:
+        raise ValueError("nothing on stock")
+
+    result = run(pay >> ship, 2, pool)
+    undone = result.step_history[-1]
+    assert (undone.path, undone.success) == (("pay", ">undo"), True)
+    assert undone.output not in (None, os.getpid())
 
 
 # --- what cannot be sent ---
@@ -254,157 +276,3 @@ def test_a_failure_there_is_retried(pool: ProcessPoolExecutor) -> None:
     """The function is told which attempt it is."""
     result = run(steps.fail, "attempt", pool)
     assert (result.output, result.step_history[0].attempts) == (ANSWER, 2)
-
-
-# --- workers that die ---
-
-
-def test_a_worker_is_killed() -> None:
-    """The attempt has failed; the next one has a new pool, where the runner was told how to make one."""
-    made: list[ProcessPoolExecutor] = []
-
-    def make() -> ProcessPoolExecutor:
-        made.append(processes())
-        return made[-1]
-
-    errors: list[BaseException] = []
-
-    def hook(event: Event) -> None:
-        if isinstance(event, StepRetrying):
-            errors.append(event.error)
-
-    result = run(steps.fail, "kill once", make, hooks=[hook])
-    assert (result.output, result.step_history[0].attempts, len(made)) == (ANSWER, 2, 2)
-    assert isinstance(errors[0], WorkerDiedError)
-    assert (errors[0].step, errors[0].run_id, errors[0].executor) == ("fail", "r", "cpu")
-
-
-def test_a_pool_that_broke_and_cannot_be_made_anew() -> None:
-    """It stays broken, and the error says what to give instead."""
-    with processes() as pool:
-        result = run(steps.fail, "kill once", pool)
-    assert isinstance(result.error, WorkerDiedError)
-    assert "executors={'cpu': lambda: ProcessPoolExecutor(...)}" in result.error.hint
-    assert result.step_history[0].attempts == 2
-
-
-def test_one_new_pool_for_all(gates: tuple[str, str]) -> None:
-    """Steps that lose their pool together, whether they had begun in it or not, go on together in one new one."""
-    made: list[ProcessPoolExecutor] = []
-    begun: list[Event] = []
-    all_begun = asyncio.Event()
-
-    def make() -> ProcessPoolExecutor:
-        made.append(processes(2))
-        return made[-1]
-
-    def hook(event: Event) -> None:
-        if isinstance(event, StepStarted):
-            begun.append(event)
-            if len(begun) == 5:
-                all_begun.set()
-
-    async def main() -> list[Any]:
-        runner = Flujo(steps.doomed, executors={"cpu": make}, hooks=[hook])
-        assert (await runner.run_async("")).output == ANSWER
-        tasks = [asyncio.create_task(runner.run_async(gates[0])) for _ in range(4)]
-        await all_begun.wait()
-        steps.pass_on(gates[0])
-        return [await task for task in tasks]
-
-    results = asyncio.run(main())
-    assert [result.output for result in results] == [ANSWER] * 4
-    assert [result.step_history[0].attempts for result in results] == [2] * 4
-    assert len(made) == 2
-
-
-def test_a_pool_that_broke_while_nobody_used_it() -> None:
-    """The step has not begun in it, so that going on in a new one costs no attempt."""
-    made: list[ProcessPoolExecutor] = []
-
-    def make() -> ProcessPoolExecutor:
-        made.append(processes())
-        return made[-1]
-
-    runner = Flujo(steps.fine, executors={"cpu": make})
-    assert runner.run(1).output == ANSWER
-    with pytest.raises(Exception, match="terminated abruptly"):
-        made[0].submit(os._exit, 1).result()
-    assert runner.run(1).output == ANSWER
-    assert len(made) == 2
-
-
-@pytest.mark.parametrize(("how", "says"), [("exit", "SystemExit: 3"), ("interrupt", "KeyboardInterrupt")])
-def test_a_step_that_ends_its_process(pool: ProcessPoolExecutor, how: str, says: str) -> None:
-    """It means the worker's, and does not end the runner's."""
-    result = run(steps.fail, how, pool)
-    assert isinstance(result.error, WorkerDiedError) and says in str(result.error)
-    assert result.step_history[0].attempts == 2
-
-
-def test_a_pool_that_was_shut_down() -> None:
-    """It takes no steps, and says so."""
-    with processes() as pool:
-        pass
-    error = run(steps.fine, 1, pool).error
-    assert isinstance(error, WorkerDiedError)
-    assert "did not take step 'fine' (RuntimeError: cannot schedule new futures after shutdown)" in str(error)
-
-
-# --- who stops waiting ---
-
-
-def test_a_time_out(pool: ProcessPoolExecutor, gates: tuple[str, str]) -> None:
-    """The attempt is abandoned. Nothing stops a process, so that the next one waits for its end, up to the grace."""
-    run(steps.fine, 1, pool)  # the worker is there
-    errors: list[BaseException] = []
-
-    def hook(event: Event) -> None:
-        if isinstance(event, StepRetrying):
-            errors.append(event.error)
-            if len(errors) == 1:
-                steps.wait_at(gates[0])
-                steps.pass_on(gates[1])
-
-    result = run(steps.late, gates, pool, hooks=[hook])
-    assert result.output >= 2
-    assert isinstance(errors[0], StepTimeoutError)
-
-
-def test_an_attempt_that_goes_on(
-    gates: tuple[str, str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """After the grace the next attempt begins all the same, beside it, and the log says so."""
-    monkeypatch.setattr(attempting, "GRACE_S", 0.01)
-    with processes(2) as pool:
-        asyncio.run(_both(pool))
-        with caplog.at_level(logging.WARNING, "flujo"):
-            assert run(steps.late, gates, pool).output >= 2
-        steps.wait_at(gates[0])
-        steps.pass_on(gates[1])
-    assert "run r: step late: an abandoned attempt is still running" in [r.getMessage() for r in caplog.records]
-
-
-async def _both(pool: ProcessPoolExecutor) -> None:
-    runner = Flujo(steps.fine, executors={"cpu": pool})
-    await asyncio.gather(runner.run_async(1), runner.run_async(1))
-
-
-def test_a_result_that_comes_too_late(
-    pool: ProcessPoolExecutor, gates: tuple[str, str], caplog: pytest.LogCaptureFixture
-) -> None:
-    """The run was cancelled and its event loop is gone: the result is nobody's, and nothing complains."""
-
-    async def main() -> None:
-        runner = Flujo(steps.late.with_timeout(60), executors={"cpu": pool})
-        task = asyncio.create_task(runner.run_async(gates, run_id="r"))
-        await asyncio.to_thread(steps.wait_at, gates[0])
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert await runner.backend.load_state("r") is None
-
-    asyncio.run(main())
-    steps.pass_on(gates[1])
-    assert run(steps.fine, 1, pool).output == ANSWER  # by the same worker, so the other has come to its end
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -216,7 +216,7 @@ async def call_in(pool: Pool, step: Step[Any, Any], given: Any, context: Any, cu
     """
     visit = _Visit(pool, step, current)
     current._cancelled = threading.Event()
-    executor, future = await visit.submit(given, context)
+    executor, future = await visit.submit(given, context, current)
     current.call = visit
     future.add_done_callback(visit.tell)
     try:
@@ -225,9 +225,10 @@ async def call_in(pool: Pool, step: Step[Any, Any], given: Any, context: Any, cu
         current._cancelled.set()
         _without_waiting(executor, future.cancel)
         raise
-    outcome = visit.outcome(future)
-    del future  # an error's traceback would keep it, and Dask computes again what it is kept for when a worker dies
-    return visit.result(outcome, context)
+    came = [visit.outcome(future)]
+    # An error's traceback would keep it, and what Dask keeps it computes again when a worker dies.
+    del future
+    return visit.result(came, context)
 
 
 class _Visit:
@@ -236,7 +237,7 @@ class _Visit:
     def __init__(self, pool: Pool, step: Step[Any, Any], current: CurrentStep) -> None:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._pool, self._step, self._current = pool, step, current
+        self._pool, self._step = pool, step
         self._told = {"run_id": current.run_id, "step": step.name, "executor": pool.name}
         self._who = f"step {_ids.path_text(current.path)!r}"
 
@@ -245,12 +246,12 @@ class _Visit:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self.ended.set_result, None)
 
-    async def submit(self, given: Any, context: Any) -> tuple[Executor, Future[Outcome]]:
+    async def submit(self, given: Any, context: Any, current: CurrentStep) -> tuple[Executor, Future[Outcome]]:
         """Hand the call over, and return to whom, and what will come of it."""
         again = self._pool.renews  # the one at hand may have broken while nobody used it
         while True:
             executor = await self._pool.ready()
-            call = self._packed(executor, given, context)
+            call = self._packed(executor, given, context, current)
             try:
                 return executor, executor.submit(*call)
             except Exception as error:
@@ -259,14 +260,14 @@ class _Visit:
                     raise self._died(f"did not take {self._who}", error) from error
             again = False
 
-    def _packed(self, executor: Executor, given: Any, context: Any) -> tuple[Any, ...]:
+    def _packed(self, executor: Executor, given: Any, context: Any, current: CurrentStep) -> tuple[Any, ...]:
         modules = _modules(executor)
         if _THREADS in modules and _INTERPRETERS not in modules:
             return copy_context().run, _call, self._step, given, context
         # Those of the standard library go by the standard library's pickle, whatever else is loaded.
         by_value = modules.isdisjoint((_PROCESSES, _INTERPRETERS)) and "cloudpickle" in sys.modules
         try:
-            return shipping.perform, *shipping.pack(self._step, given, context, self._current, by_value=by_value)
+            return shipping.perform, *shipping.pack(self._step, given, context, current, by_value=by_value)
         except Unsendable as error:
             raise self._not_picklable(error) from error.__cause__
 
@@ -282,17 +283,20 @@ class _Visit:
                 raise
             raise self._died(f"lost {self._who}, whose worker died", error) from error
 
-    def result(self, outcome: Outcome, context: Any) -> Any:
-        """Return the step's output, or raise what it raised."""
-        kind, *rest = outcome
+    def result(self, came: list[Outcome], context: Any) -> Any:
+        """Return the step's output, or raise what it raised; `came` holds the outcome, and is emptied.
+
+        An error must not be held by the frames that its traceback holds: these in turn hold the run.
+        """
+        kind = came[0][0]
         if kind == _VALUE:
-            return rest[0]
+            return came.pop()[1]
         if kind == _ERROR:
-            raise rest[0]
+            raise came.pop()[1]
         if kind == shipping.ENDED:
-            raise self._died(f"lost {self._who}, which ended its worker", rest[0])
+            raise self._died(f"lost {self._who}, which ended its worker", came.pop()[1])
         try:
-            return shipping.unpack(outcome, context)
+            return shipping.unpack(came.pop(), context)
         except Unsendable as error:
             raise self._not_picklable(error) from error.__cause__
 

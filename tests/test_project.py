@@ -37,6 +37,7 @@ PUBLIC_NAMES: list[str] = [
     "Pipeline",
     "PipelineRegistry",
     "PipelineResult",
+    "Reconciled",
     "Retry",
     "RunFailedError",
     "SQLiteBackend",
@@ -184,9 +185,10 @@ def test_drawn_errors_are_the_errors() -> None:
 def test_every_error_has_a_code_of_its_own() -> None:
     """An error's code is its name in kebab case without "Error", so that it is unique and easily found."""
     classes = [getattr(errors, name) for name in class_tree(errors.FlujoError)]
-    assert {cls.__name__: vars(cls).get("code") for cls in classes} == {
-        cls.__name__: re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower() for cls in classes
-    }
+    assert len({cls.code for cls in classes}) == len(classes)
+    assert {cls.__name__.lower() for cls in classes} == {cls.code.replace("-", "") + "error" for cls in classes}
+    for name, code in {"FlujoError": "flujo", "InvalidRunIdError": "invalid-run-id", "SaveError": "save"}.items():
+        assert getattr(errors, name).code == code
 
 
 def test_errors_are_defined_in_one_place() -> None:

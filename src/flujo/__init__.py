@@ -10,7 +10,7 @@ from flujo import errors
 from flujo.errors import FlujoError, NonRetryableError, RunFailedError
 from flujo.execution.current import CurrentStep, current_step
 from flujo.execution.once import once
-from flujo.pipeline import ItemError, Merge, Pipeline, PipelineRegistry, Retry, Step, step
+from flujo.pipeline import ItemError, Merge, Pipeline, PipelineRegistry, Reconciled, Retry, Step, step
 from flujo.runner.flujo import Flujo
 from flujo.runner.result import PipelineResult
 from flujo.state import FileBackend, InMemoryBackend, SQLiteBackend, StateBackend, open_backend, register_type
@@ -30,6 +30,7 @@ __all__ = [
     "Pipeline",
     "PipelineRegistry",
     "PipelineResult",
+    "Reconciled",
     "Retry",
     "RunFailedError",
     "SQLiteBackend",

@@ -11,6 +11,7 @@ FlujoError
 ├── StepError                       what a step raises, or what its failure is reported as
 │   ├── NonRetryableError           raise it in a step to end the retrying
 │   ├── StepTimeoutError            an attempt ran longer than the step's `timeout`
+│   ├── WaitTimeoutError            nobody answered, or no signal came, in time
 │   ├── NoCaseError                 a branch was told a case that it has not got
 │   ├── LoopLimitError              a loop was not done after `max_iterations`
 │   ├── ItemsFailedError            more items of a map failed than it tolerates
@@ -24,7 +25,16 @@ FlujoError
 │   ├── RunNotFoundError            there is no such run
 │   ├── RunEndedError               the run has ended, and nothing about it can be changed
 │   ├── CrashLoopError              the same step killed its process again and again
+│   ├── DeadlineExceededError       the run's deadline has passed
 │   ├── UndoFailedError             the run failed, and an undo failed too; run it again to go on undoing
+│   ├── MessageRefusedError         an answer, a signal or an order that the run cannot take; it is as it was
+│   │   ├── RunNotWaitingError      the run waits for no answer
+│   │   ├── InvalidAnswerError      an answer or a signal of the wrong type
+│   │   ├── AlreadyAnsweredError    somebody has answered before
+│   │   ├── AnswerTooLateError      the time for an answer had run out
+│   │   ├── NoVoteError             somebody who may not answer, or has answered already
+│   │   ├── UnknownSignalError      the pipeline waits for no signal of that name
+│   │   └── MailboxFullError        too many signals that nobody has waited for yet
 │   └── ResumeError                 the saved run and the code at hand do not fit
 │       ├── PipelineNotRegisteredError
 │       ├── VersionNotRegisteredError
@@ -35,6 +45,7 @@ FlujoError
 └── StateError                      the store, or what lies in it
     ├── SaveError                   a save failed, or its outcome cannot be found out
     ├── FencedError                 somebody else owns the run now; nothing was written
+    ├── UnreadMailError             a message came that the owner has not read; nothing was written
     ├── NotSerializableError        a value that could not be restored exactly
     ├── UnknownTypeError            a stored type that this process has not been told of
     ├── StateCorruptedError         what was read is not what was written
@@ -43,29 +54,31 @@ FlujoError
         ├── StoreBusyError          another program holds the store locked
         └── StoreFormatError        no flujo store, a newer schema, or a foreign one
 
-Each error has a stable `code`, carries its data as attributes (`error.data` is all of them), and ends
-with what to do.
+Each error has a stable `code`, carries its data as attributes (`error.data` is all of them), and ends with what to do.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
+
+_UPPER = re.compile(r"(?<!^)(?=[A-Z])")
 
 
 class FlujoError(Exception):
-    """Base of everything that flujo raises.
+    """Base of everything that flujo raises: `message` says what is wrong, `hint` what to do.
 
-    Arguments: `message` is one sentence that says what is wrong; `hint` is one that says what to do;
-    each keyword becomes an attribute and an entry of `data`.
+    Each further keyword becomes an attribute and an entry of `data`.
     """
 
     code: ClassVar[str] = "flujo"
 
+    def __init_subclass__(cls) -> None:
+        cls.code = _UPPER.sub("-", cls.__name__.removesuffix("Error")).lower()
+
     def __init__(self, message: str, *, hint: str = "", **data: Any) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
-        self.data = data
+        self.message, self.hint, self.data = message, hint, data
 
     def __getattr__(self, name: str) -> Any:
         data = self.__dict__.get("data", {})
@@ -87,247 +100,206 @@ def _rebuild(cls: type[FlujoError], message: str, hint: str, data: dict[str, Any
 class ConfigurationError(FlujoError):
     """What was declared is wrong; nothing has run."""
 
-    code = "configuration"
-
 
 class StepDefinitionError(ConfigurationError):
     """A step's function or one of its options cannot work."""
-
-    code = "step-definition"
 
 
 class PipelineDefinitionError(ConfigurationError):
     """A pipeline cannot be built from these steps."""
 
-    code = "pipeline-definition"
-
 
 class StepTypeError(PipelineDefinitionError):
     """A step's output type does not fit the next step's input type."""
-
-    code = "step-type"
 
 
 class RegistryError(ConfigurationError):
     """A registration that contradicts an earlier one, or is no registration."""
 
-    code = "registry"
-
 
 class InvalidRunIdError(ConfigurationError):
     """A run_id that is empty, too long, or holds control characters."""
-
-    code = "invalid-run-id"
 
 
 class RunInsideLoopError(ConfigurationError):
     """`run` was called while an event loop runs in this thread."""
 
-    code = "run-inside-loop"
-
 
 class StepError(FlujoError):
     """Something that a step raised."""
-
-    code = "step"
 
 
 class NonRetryableError(StepError):
     """Raise it in a step to fail at once, whatever `retries` says."""
 
-    code = "non-retryable"
-
 
 class StepTimeoutError(StepError):
     """An attempt took longer than the step's `timeout`."""
 
-    code = "step-timeout"
+
+class WaitTimeoutError(StepError):
+    """Nobody answered, or no signal came, within the step's `timeout`."""
 
 
 class NoCaseError(StepError):
     """`branch_on` was told a case that it has not got, and has no default."""
 
-    code = "no-case"
-
 
 class LoopLimitError(StepError):
     """A loop was not done after `max_iterations`."""
-
-    code = "loop-limit"
 
 
 class ItemsFailedError(StepError):
     """More items of a map failed than it tolerates. Data: `failed` and `items`, both counts."""
 
-    code = "items-failed"
-
 
 class ContextConflictError(StepError):
     """Two branches changed the same field of the context, and no merge is declared for it."""
-
-    code = "context-conflict"
 
 
 class NotPicklableError(StepError):
     """A step, its input or its output cannot be sent to, or back from, an executor's process."""
 
-    code = "not-picklable"
-
 
 class WorkerDiedError(StepError):
     """The process in which an executor ran the step died: a failed attempt like any other."""
 
-    code = "worker-died"
-
 
 class RecordedError(StepError):
-    """An error that an earlier process recorded: its type and text, not the object.
-
-    Data: `type_name`, `text`, `traceback` (str).
-    """
-
-    code = "recorded"
+    """An error that an earlier process recorded. Data: `type_name`, `text`, `traceback`, all str."""
 
 
 class RunError(FlujoError):
     """One run cannot be started, resumed or read."""
 
-    code = "run"
-
 
 class RunFailedError(RunError):
     """The output was read of a run that has none; `__cause__` is the failure itself."""
-
-    code = "run-failed"
 
 
 class RunInProgressError(RunError):
     """A live owner executes the run."""
 
-    code = "run-in-progress"
-
 
 class RunNotFoundError(RunError):
     """There is no run of that run_id."""
-
-    code = "run-not-found"
 
 
 class RunEndedError(RunError):
     """The run has ended, and nothing about it can be changed. Data: `status`."""
 
-    code = "run-ended"
-
 
 class CrashLoopError(RunError):
     """The process died again and again at the same step."""
 
-    code = "crash-loop"
+
+class DeadlineExceededError(RunError):
+    """The run's deadline has passed. Data: `deadline`, a datetime."""
 
 
 class UndoFailedError(RunError):
     """An undo failed for good; `__cause__` is its failure. The run can be retried, and goes on undoing."""
 
-    code = "undo-failed"
+
+class MessageRefusedError(RunError):
+    """A message that the run cannot take. Nothing was stored, and the run is as it was."""
+
+
+class RunNotWaitingError(MessageRefusedError):
+    """The run waits for no answer, or not for this one."""
+
+
+class InvalidAnswerError(MessageRefusedError):
+    """An answer, or the payload of a signal, is not of the type that is waited for."""
+
+
+class AlreadyAnsweredError(MessageRefusedError):
+    """The answer has been given before. Data: `by`, who gave it."""
+
+
+class AnswerTooLateError(MessageRefusedError):
+    """The time for an answer had run out."""
+
+
+class NoVoteError(MessageRefusedError):
+    """Who answers is not among the voters, has voted already, or has not said who they are. Data: `by`."""
+
+
+class UnknownSignalError(MessageRefusedError):
+    """No step of the pipeline waits for a signal of that name. Data: `name`, `known`."""
+
+
+class MailboxFullError(MessageRefusedError):
+    """The run holds too many messages that nothing has waited for yet."""
 
 
 class ResumeError(RunError):
     """The saved run and the code at hand do not fit."""
 
-    code = "resume"
-
 
 class PipelineNotRegisteredError(ResumeError):
     """No pipeline of that name is registered."""
-
-    code = "pipeline-not-registered"
 
 
 class VersionNotRegisteredError(ResumeError):
     """The pipeline is registered, but not in that version."""
 
-    code = "version-not-registered"
-
 
 class PipelineMismatchError(ResumeError):
     """The run_id belongs to a run of another pipeline."""
-
-    code = "pipeline-mismatch"
 
 
 class PipelineChangedError(ResumeError):
     """The same name and version has another structure than when the run started."""
 
-    code = "pipeline-changed"
-
 
 class InvalidStateError(ResumeError):
     """A state that no run of this pipeline can be in."""
-
-    code = "invalid-state"
 
 
 class ContextMismatchError(ResumeError):
     """The saved context and the context model have different fields."""
 
-    code = "context-mismatch"
-
 
 class StateError(FlujoError):
     """The store, or what lies in it."""
-
-    code = "state"
 
 
 class SaveError(StateError):
     """A save failed, or its outcome could not be found out; the run has stopped."""
 
-    code = "save"
-
 
 class FencedError(StateError):
     """Somebody else owns the run now; nothing was written."""
 
-    code = "fenced"
+
+class UnreadMailError(StateError):
+    """The save was to be made only if nobody has written to the run meanwhile, and somebody has."""
 
 
 class NotSerializableError(StateError):
     """A value that could not be restored with its exact type and value; `path` leads to it."""
 
-    code = "not-serializable"
-
 
 class UnknownTypeError(StateError):
     """A stored value has a type that this process has not been told of."""
-
-    code = "unknown-type"
 
 
 class StateCorruptedError(StateError):
     """What was read is not what was written."""
 
-    code = "state-corrupted"
-
 
 class BackendClosedError(StateError):
     """The backend was closed."""
-
-    code = "backend-closed"
 
 
 class StoreUnavailableError(StateError):
     """The store cannot be opened or reached."""
 
-    code = "store-unavailable"
-
 
 class StoreBusyError(StoreUnavailableError):
     """Another program holds the store locked for longer than flujo waits."""
 
-    code = "store-busy"
-
 
 class StoreFormatError(StoreUnavailableError):
     """The file is no flujo store, or one that this version cannot read."""
-
-    code = "store-format"

@@ -38,6 +38,11 @@ SAYS: dict[type[BackendSuite], dict[str, str]] = {
     wrong.MixesUpRunsAtOnceSuite: {
         "test_many_runs_at_once": r"run '?\d+/\d+",
     },
+    wrong.LosesItsMailSuite: {
+        "test_messages_come_back_in_their_order": "the numbers of three messages do not count up",
+        "test_a_paused_run_with_mail_is_claimed": "a paused run that has unread mail was not claimed",
+        "test_mail_outlives_the_backend": "the mail as a second backend finds it",
+    },
     wrong.TuplesAsListsSuite: {
         "test_values_come_back_exactly_from_a_run": (
             r"output that a step got.*at \['tuple'\]: expected \(1.*\), found \[1.*\(tuple, not list\)"

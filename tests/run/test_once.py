@@ -55,7 +55,7 @@ def test_a_call_is_saved_before_the_step_goes_on(place: Place) -> None:
 def test_a_failed_attempt_does_not_repeat_it(place: Place, later: bool) -> None:
     """Neither the next attempt nor the next run, as the first step of a run or as a later one."""
     pages = Pages(2)
-    crawl = pages.crawl(retries=[60.0])
+    crawl = pages.crawl(retries=[3.0])
     pipeline = step(name="first")(lambda n: n) >> crawl if later else crawl
     for _ in range(2):
         result = run(place, pipeline, 1, clock=VirtualClock())
@@ -106,7 +106,7 @@ def test_results_keep_their_types(place: Place) -> None:
     """What comes back from an earlier attempt is equal and of the same type, and the step's to change."""
     seen: list[Any] = []
 
-    @step(retries=[60.0, 60.0])
+    @step(retries=[3.0, 3.0])
     async def work(_: int) -> int:
         found = await once("pair", lambda: (1, {"a": {2}}))
         seen.append(repr(found))
@@ -194,7 +194,7 @@ def test_the_call_is_a_step_of_its_own(place: Place) -> None:
             raise OSError("down")
         return current.idempotency_key
 
-    @step(retries=[60.0])
+    @step(retries=[3.0])
     async def work(_: int) -> list[str]:
         seen.append((current_step().name, current_step().idempotency_key))
         keys = [await once("one", note), await once("two", note)]
@@ -211,7 +211,7 @@ def test_what_it_raises_is_not_saved(place: Place) -> None:
     """The step sees the error, may go on without, and makes the call again in its next attempt."""
     pages = Pages(1)
 
-    @step(retries=[60.0])
+    @step(retries=[3.0])
     async def work(_: int) -> list[str]:
         await once("page-0", pages.fetch, 0)
         try:

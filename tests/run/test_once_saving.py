@@ -30,7 +30,7 @@ def test_a_save_that_fails_stops_the_run(place: Place, then: str) -> None:
     """However the step takes it: it is not retried and nothing more of it is saved. The next run goes on."""
     calls: list[str] = []
 
-    @step(retries=[60.0])
+    @step(retries=[3.0])
     async def work(_: int) -> int:
         for name in "abc":
             try:
@@ -77,7 +77,7 @@ def test_cancelled_while_it_is_being_saved(waits: bool) -> None:
         backend = Gated()
         attempts = 0
 
-        @step(retries=[60.0])
+        @step(retries=[3.0])
         async def work(_: int) -> list[str]:
             nonlocal attempts
             attempts += 1
@@ -117,7 +117,7 @@ def test_a_time_limit_around_it() -> None:
     async def main() -> PipelineResult[Any]:
         backend = Gated()
 
-        @step(retries=[60.0])
+        @step(retries=[3.0])
         async def work(_: int) -> list[str]:
             asyncio.get_running_loop().call_later(0.2, backend.go.set)
             return await asyncio.wait_for(once("page", pages.fetch, 1), 0.1 if not backend.go.is_set() else None)
@@ -253,7 +253,7 @@ def test_nor_is_it_after_an_attempt_that_failed_before_anything_was_saved(backen
     attempts = list[list[str]]()
     stored = list[list[str]]()
 
-    @step(retries=[60.0])
+    @step(retries=[3.0])
     async def work(n: int, *, context: Shop) -> int:
         attempts.append(list(context.log))
         context.log.append("work")

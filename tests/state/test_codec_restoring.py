@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from flujo.errors import ContextMismatchError, FlujoError, StateCorruptedError, UnknownTypeError
 from flujo.state.codec import Codec, declare, register_type
@@ -55,7 +55,7 @@ SHOP = """
 from __future__ import annotations
 import dataclasses, enum, sys, typing
 from datetime import datetime
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from flujo.state.codec import Codec, declare, register_type
 
 class Kind(enum.Enum):
@@ -450,3 +450,12 @@ def test_threads_may_meet_a_class_for_the_first_time_together() -> None:
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+@pytest.mark.parametrize("text", ["2026-01-01T00:00:00Z", "2026-06-01T12:30:00.25+02:00", "2026-06-01T12:30:00-05:30"])
+def test_times_as_pydantic_reads_them(text: str) -> None:
+    """An aware time that came from JSON has a zone of pydantic's own class, and comes back with just that."""
+    given = TypeAdapter(datetime).validate_json(f'"{text}"')
+    codec = Codec()
+    back = codec.decode(codec.encode(given, "output"))
+    assert (back, back.utcoffset(), type(back.tzinfo)) == (given, given.utcoffset(), type(given.tzinfo))

@@ -35,7 +35,7 @@ def test_list_workflows(backend: SQLiteBackend) -> None:
     assert everything[1] == {
         "run_id": "01", "pipeline_id": "p1", "pipeline_name": "abc", "pipeline_version": "1.0.0", "status": "failed",
         "current_step_index": 1, "total_steps": None, "error_message": None, "execution_time_ms": 0.0,
-        "created_at": NOW - timedelta(hours=1), "updated_at": NOW - timedelta(hours=1),
+        "created_at": NOW - timedelta(hours=1), "updated_at": NOW - timedelta(hours=1), "due_at": None,
     }  # fmt: skip
     assert names(asyncio.run(backend.list_workflows(status="failed"))) == ["01", "06", "11", "16"]
     assert names(asyncio.run(backend.list_workflows(pipeline_id="p1", limit=3))) == ["01", "03", "05"]

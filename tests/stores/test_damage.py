@@ -124,7 +124,7 @@ def body(whole: bytes) -> bytes:
         lambda text: text.replace(b'"log":[', b'"log":{'),
         lambda text: text.replace(b'"fence":', b'"fens":'),
         lambda text: text.replace(b'"sum":"', b'"sum":"xx'),
-        lambda text: text.replace(b'{"flujo":1,', b'{"flujo":"one",'),
+        lambda text: text.replace(b'{"flujo":2,', b'{"flujo":"two",'),
         lambda text: text[: len(text) // 2],
         lambda text: b"",
     ],
@@ -161,7 +161,7 @@ def test_a_state_file_of_a_newer_flujo(files: Disk) -> None:
     """It says to upgrade, and the file stays as it is."""
     path = files.half()
     whole = path.read_bytes()
-    newer = sealed(body(whole).replace(b'{"flujo":1,', b'{"flujo":2,'))
+    newer = sealed(body(whole).replace(b'{"flujo":2,', b'{"flujo":3,'))
     replace(path, newer)
     assert "newer flujo" in str(refused(files, kind=StoreFormatError))
     assert path.read_bytes() == newer

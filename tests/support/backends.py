@@ -99,7 +99,7 @@ class Place:
             return {path.name: path.read_bytes() for path in sorted(self.file.rglob("*.json"))}
         if self.kind == "memory":
             tx = self._memory._memory._tx
-            return repr((tx._runs, tx._logs, tx._snapshots))
+            return repr((tx._runs, tx._logs, tx._snapshots, tx._mail))
         return copy.deepcopy(self.data)
 
     def close(self) -> None:
@@ -114,7 +114,8 @@ def dump(file: Path, *tables: str) -> dict[str, list[tuple[Any, ...]]]:
     try:
         return {
             table: connection.execute(f"SELECT * FROM {table} ORDER BY 1").fetchall()
-            for table in tables or ("flujo_meta", "flujo_run", "flujo_start", "flujo_log", "flujo_snapshot")
+            for table in tables
+            or ("flujo_meta", "flujo_run", "flujo_start", "flujo_log", "flujo_snapshot", "flujo_mail")
         }
     finally:
         connection.close()

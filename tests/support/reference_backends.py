@@ -11,15 +11,17 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from flujo import StateBackend, StepResult
-from flujo.errors import ConfigurationError, FencedError, RunInProgressError
+from flujo.errors import ConfigurationError, FencedError, RunInProgressError, RunNotFoundError, UnreadMailError
 from flujo.state import Codec
 from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, check_page, settled
+from flujo.state.mail import Message, refusal
 from flujo.state.models import as_moment, checked_state, record_from
 
 State = dict[str, Any]
@@ -133,9 +135,11 @@ class Fenced(Text):
         self.owners: dict[str, int] = {}
         self.saved: dict[str, tuple[int, str]] = {}  # fence and content of the newest save
         self.fences = itertools.count(1)
+        self.letters: dict[str, list[Message]] = {}
 
     async def save_state(self, run_id: str, state: State) -> None:
         with self.lock:
+            guarded = state.pop("guard", False) or state["status"] == "paused"
             fence = state.get("fence")
             if fence is None:
                 self.refuse_owned(run_id)
@@ -148,6 +152,8 @@ class Fenced(Text):
             newest = self.rev(run_id)
             if self.owners.get(run_id) != fence or state["rev"] != newest + 1:
                 raise FencedError(f"The save of run {run_id!r} was refused.", run_id=run_id)
+            if guarded and self.unread(run_id, state):
+                raise UnreadMailError(f"Run {run_id!r} has mail.", run_id=run_id)
             self.texts[run_id], self.saved[run_id] = self.whole(run_id, state), (fence, text)
             if state["status"] != "running":
                 del self.owners[run_id]
@@ -169,19 +175,48 @@ class Fenced(Text):
     async def delete_state(self, run_id: str) -> None:
         with self.lock:
             self.refuse_owned(run_id)
+            self.letters.pop(run_id, None)
             await super().delete_state(run_id)
+
+    def unread(self, run_id: str, state: State | None) -> bool:
+        return any(message.seq > ((state or {}).get("mail_seen") or 0) for message in self.letters.get(run_id, ()))
+
+    async def post(self, run_id: str, message: Message) -> int:
+        with self.lock:
+            state = self.head(run_id) or {}
+            if not state and run_id not in self.owners:
+                raise RunNotFoundError(f"There is no run {run_id!r}.", run_id=run_id)
+            there = self.letters.setdefault(run_id, [])
+            for known in there:
+                if known.id == message.id and message.kind != "answer":
+                    return known.seq
+            status = "running" if run_id in self.owners else state["status"]
+            error = refusal(
+                run_id, status, state.get("phase"), state.get("waiting"), message,
+                lambda prefix: [known for known in there if known.id.startswith(prefix)],
+            )  # fmt: skip
+            if error is not None:
+                raise error
+            there.append(replace(message, seq=len(there) + 1))
+            return len(there)
+
+    async def mail(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[Message]:
+        return [message for message in self.letters.get(run_id, ()) if message.seq > after][:limit]
 
     async def claim(
         self, run_id: str, new: NewRun, *, now: datetime, force: bool = False, inline: bool = False
     ) -> Claim:
         with self.lock:
             state = self.head(run_id)
-            if state is not None and settled(state["status"], as_moment(state.get("due_at")), now, state.get("phase")):
-                return Claim(fence=None, state=state)
+            unread = self.unread(run_id, state)
+            if state is not None and settled(
+                state["status"], as_moment(state.get("due_at")), now, state.get("phase"), unread=unread
+            ):
+                return Claim(fence=None, state=state, unread=unread)
             if not force:
                 self.refuse_owned(run_id)
             fence = self.owners[run_id] = next(self.fences)
-            return Claim(fence=fence, state=state)
+            return Claim(fence=fence, state=state, unread=unread)
 
     def head(self, run_id: str) -> State | None:
         return self.parse(self.texts[run_id]) if run_id in self.texts else None

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import itertools
 import re
 from pathlib import Path
 from typing import Any
 
 from flujo import InMemoryBackend, StateBackend
+from flujo.errors import MessageRefusedError, RunEndedError
+from flujo.state.backends.base import Claim
+from flujo.state.mail import Message
 from flujo.testing import BackendSuite
 from tests.support.reference_backends import Fenced, Files, Text
 
 State = dict[str, Any]
+_numbers = itertools.count()
 
 
 class LosesTheLastSave(Files):
@@ -90,6 +96,49 @@ def listed(value: Any) -> Any:
     return [listed(part) for part in value] if type(value) in (tuple, list) else value
 
 
+class LosesItsMail(Files):
+    """Keeps messages in this process only, and only until the next save."""
+
+    async def post(self, run_id: str, message: Message) -> int:
+        state = await self.load_state(run_id)
+        number = await super().post(run_id, message)
+        if state is not None:
+            await self.save_state(run_id, state)
+        return number
+
+
+class StoresTwice(InMemoryBackend):
+    """Forgets that it has a message already."""
+
+    async def post(self, run_id: str, message: Message) -> int:
+        return await super().post(run_id, dataclasses.replace(message, id=f"{message.id} {next(_numbers)}"))
+
+
+class SwallowsRefusals(InMemoryBackend):
+    """Says of any message that it was stored."""
+
+    async def post(self, run_id: str, message: Message) -> int:
+        try:
+            return await super().post(run_id, message)
+        except (MessageRefusedError, RunEndedError):
+            return 1
+
+
+class IgnoresTheGuard(InMemoryBackend):
+    """Saves whether or not there is mail that was not read."""
+
+    async def save_state(self, run_id: str, state: State) -> None:
+        await super().save_state(run_id, {**state, "guard": False})
+
+
+class ForgetsEarlyMail(InMemoryBackend):
+    """Begins a run anew as if nobody had written to it."""
+
+    async def claim(self, run_id: str, *args: Any, **options: Any) -> Claim:
+        found = await super().claim(run_id, *args, **options)
+        return found if found.state else dataclasses.replace(found, unread=False)
+
+
 class LosesTheLastSaveSuite(BackendSuite):
     def make(self, place: Path) -> StateBackend:
         return LosesTheLastSave(place)
@@ -131,3 +180,8 @@ class TuplesAsListsSuite(BackendSuite):
 
     def make(self, place: Path) -> StateBackend:
         return TuplesAsLists()
+
+
+class LosesItsMailSuite(BackendSuite):
+    def make(self, place: Path) -> StateBackend:
+        return LosesItsMail(place)

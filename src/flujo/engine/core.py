@@ -35,6 +35,7 @@ def fresh(run_id: str, code: Registered, fingerprint: str, given: Any, now: date
         "created_at": now, "updated_at": now,
         "rev": 0, "position": None, "step_history": [], "history_offset": 0, "fingerprint": fingerprint,
         "input": given, "error": None, "total_steps": len(code.pipeline.steps), "phase": None,
+        "waiting": None, "mail_seen": 0, "due_at": None, "deadline": None,
     }  # fmt: skip
 
 
@@ -54,8 +55,13 @@ def completed(state: State, record: StepRecord, context: dict[str, Any], total: 
     after["current_step_index"] = index
     after["pipeline_context"] = context
     after["last_step_output"] = record.output
-    after["status"] = "completed" if index == total else "running"
     after["position"] = after["error"] = None
+    if index == total:
+        after["status"] = "completed"
+        if after["waiting"] is not None:
+            after["waiting"] = without_waits(after["waiting"])
+    else:
+        after["status"] = "running"
     return after
 
 
@@ -74,6 +80,7 @@ def finished(state: State, now: datetime) -> State:
     after = following(state, [], now)
     after["status"] = "completed"
     after["position"] = after["error"] = None
+    after["waiting"] = without_waits(after["waiting"])
     return after
 
 
@@ -104,7 +111,14 @@ def following(state: State, records: Sequence[StepRecord], now: datetime) -> Sta
     after["updated_at"] = now
     after["rev"] = state["rev"] + 1
     after["step_history"] = list(records)
+    after["due_at"] = None
     return after
+
+
+def without_waits(waiting: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what a run that has nothing more to do keeps of what it waited for."""
+    left = {name: value for name, value in (waiting or {}).items() if name not in ("waits", "kept", "held")}
+    return left or None
 
 
 def records_so_far(state: State) -> int:

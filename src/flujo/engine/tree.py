@@ -126,12 +126,12 @@ class Tree:
         if parent.over or self._is_gone(parent):
             return
         frame = frame_of(self, step, parent, slot, path, given, scope)
-        record = self._saved.done.pop(path, None) if step.control is not None else None
+        record = self._saved.done.pop(path, None) if step.bodies else None
         if record is not None and not record.success:
             self.later(frame.fail, recorded_failure(record))
             return
         self.later(frame.begin)
-        if step.control is not None and step.timeout is not None:
+        if step.bodies and step.timeout is not None:
             frame.limit = step.timeout
             self.timed.append(frame)
 

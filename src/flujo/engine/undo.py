@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flujo.engine.core import State, failed, following
+from flujo.engine.core import State, failed, following, without_waits
 from flujo.engine.frames import UNDO, Path
 from flujo.pipeline import Pipeline, Step
 from flujo.state.models import StepRecord
@@ -71,6 +71,7 @@ def undoing(state: State, record: StepRecord | None, error: dict[str, Any] | Non
     """Return the state of a run whose undos are about to run; it will end as `then` ("failed", "cancelled")."""
     after = following(state, [record] if record is not None else [], now)
     after["status"], after["phase"], after["error"] = "running", "undoing", error
+    after["waiting"] = without_waits(state["waiting"])
     # Kept twice: a save within an undo, and an undo that fails, put something else in the place of the error.
     after["position"] = {**(state["position"] or {}), "then": then, "reason": error}
     return after
@@ -95,4 +96,5 @@ def undone(state: State, now: datetime) -> State:
     position = state["position"]
     after["status"], after["phase"], after["error"] = position["then"], "undone", position["reason"]
     after["position"] = None
+    after["waiting"] = without_waits(state["waiting"])
     return after

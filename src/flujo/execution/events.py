@@ -81,6 +81,13 @@ class RunEnded(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunPaused(Event):
+    """Nothing of the run can go on: it waits for what `waiting` says, a line each, and that is saved."""
+
+    waiting: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInterrupted(Event):
     """The runner was stopped (cancelled, Ctrl-C, SIGTERM, a failed save); the run can go on at any time."""
 

@@ -14,6 +14,7 @@ from flujo.errors import ConfigurationError
 from flujo.execution.current import CURRENT, CurrentStep, Ending
 from flujo.execution.threads import Call
 from flujo.pipeline.names import check_key
+from flujo.state.codec import Codec
 from flujo.state.models import StepRecord
 
 P = ParamSpec("P")
@@ -88,17 +89,23 @@ async def once(name: str, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) 
 
 
 class Once:
-    """How the calls of a step are made: those that are `done`, by path, are not made again; the others are saved."""
+    """How the calls of a step are made: those that are `done`, by path, are not made again; the others are saved.
 
-    __slots__ = ("_clock", "_done", "_loop", "_save")
+    With a `codec` the step may be attempted again: its calls are then remembered as they were saved, whatever an
+    attempt does to what it was given.
+    """
+
+    __slots__ = ("_clock", "_codec", "_done", "_loop", "_memo", "_save")
 
     def __init__(
         self,
         done: Mapping[tuple[str, ...], StepRecord],
         save: Callable[[StepRecord], Awaitable[Any]],
         clock: Clock,
+        codec: Codec | None,
     ) -> None:
-        self._done, self._save, self._clock = done, save, clock
+        self._done, self._save, self._clock, self._codec = done, save, clock, codec
+        self._memo: dict[tuple[str, ...], bytes] = {}
         self._loop = asyncio.get_running_loop()  # the run's own: saves are made there, and nowhere else
 
     async def __call__(
@@ -112,8 +119,11 @@ class Once:
                 step=current.name,
             )
         path = (*current.path, f">{name}")
+        if path in self._memo and self._codec is not None:
+            return self._codec.decode(self._memo[path])
         known = self._done.get(path)
         if known is not None:
+            self._remember(path, known.output)
             return known.output
         inner = CurrentStep(current.run_id, path, current.attempt, None)
         token = CURRENT.set(inner)
@@ -124,8 +134,22 @@ class Once:
             CURRENT.reset(token)
             if inner.call is not None and not inner.call.ended.done():
                 current.call = _Several(inner.call, current.call)
-        await _kept(self._save(StepRecord(path=path, output=output, latency_s=self._clock.perf() - start)))
+        try:
+            await _kept(self._save(StepRecord(path=path, output=output, latency_s=self._clock.perf() - start)))
+        except asyncio.CancelledError:  # it is saved all the same
+            self._remember(path, output)
+            raise
+        self._remember(path, output)
         return output
+
+    def _remember(self, path: tuple[str, ...], output: Any) -> None:
+        if self._codec is not None:
+            self._memo[path] = self._codec.encode(output, "output")
+
+    def records(self) -> dict[tuple[str, ...], StepRecord]:
+        """Return the records of the calls that the step has made so far."""
+        assert self._codec is not None
+        return {path: StepRecord(path=path, output=self._codec.decode(text)) for path, text in self._memo.items()}
 
 
 class _Several:

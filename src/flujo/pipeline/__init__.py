@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from flujo.pipeline.answers import check_answer_value
 from flujo.pipeline.composites import MAX_DEPTH
-from flujo.pipeline.control import ItemError
+from flujo.pipeline.control import UNSET, WAITS, AskPerson, AwaitSignal, ItemError, Sleep
+from flujo.pipeline.declared import shares_context
 from flujo.pipeline.graph import difference, fingerprint, structure
 from flujo.pipeline.merge import MISSING, Merge, MergeFunction
-from flujo.pipeline.pipeline import Pipeline, Step, shares_context
+from flujo.pipeline.pipeline import Pipeline, Step
+from flujo.pipeline.reconciled import Reconciled
 from flujo.pipeline.registry import LATEST, PipelineRegistry, Registered
 from flujo.pipeline.retry import NO_RETRY, Retry
 from flujo.pipeline.step import StepDecorator, step
@@ -16,15 +19,22 @@ __all__ = [
     "MAX_DEPTH",
     "MISSING",
     "NO_RETRY",
+    "UNSET",
+    "WAITS",
+    "AskPerson",
+    "AwaitSignal",
     "ItemError",
     "Merge",
     "MergeFunction",
     "Pipeline",
     "PipelineRegistry",
+    "Reconciled",
     "Registered",
     "Retry",
+    "Sleep",
     "Step",
     "StepDecorator",
+    "check_answer_value",
     "difference",
     "fingerprint",
     "shares_context",

@@ -61,6 +61,10 @@ class AnyStep(Protocol):
         """What takes it back."""
 
     @property
+    def on_crash(self) -> str | AnyStep:
+        """What follows a crash, or finds it out."""
+
+    @property
     def bodies(self) -> tuple[tuple[str, AnyPipeline], ...]:
         """The pipelines inside."""
 
@@ -92,8 +96,8 @@ class Entry(typing.NamedTuple):
 
 
 def never_called(*_: Any, **__: Any) -> NoReturn:
-    """Stand where a composite step, which has pipelines instead, would have its function."""
-    raise AssertionError("A step with pipelines inside has no function.")
+    """Stand where a step would have its function that has pipelines inside instead, or waits."""
+    raise AssertionError("A step with pipelines inside, or one that waits, has no function.")
 
 
 def with_signature(given: Callable[..., Any]) -> Callable[..., Any]:
@@ -173,14 +177,14 @@ def list_of(item: Any) -> Any:
 
 
 def declared_types(found: AnyStep) -> Iterator[Any]:
-    """Yield every type that is declared of a step, and of what it decides, undoes and has inside; but not Any."""
+    """Yield every type declared of a step, and of what it decides, undoes, finds out and has inside; but not Any."""
     for declared in (found.input_type, found.output_type, found.context_type):
         if declared is not Any:
             yield declared
     if isinstance(found.control, MapOver) and found.control.collect:
         yield ItemError
-    for other in (found.decision, found.undo):
-        if other is not None:
+    for other in (found.decision, found.undo, found.on_crash):
+        if other is not None and not isinstance(other, str):
             yield from declared_types(other)
     for _, body in found.bodies:
         for inner in body.steps:

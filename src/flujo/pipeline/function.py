@@ -8,7 +8,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from flujo.errors import StepDefinitionError
@@ -30,6 +30,10 @@ class Function:
     output_type: Any
     context_type: Any
     doc: str
+
+    def parts(self) -> dict[str, Any]:
+        """Return what is declared, by name: these are fields of a step too."""
+        return {declared.name: getattr(self, declared.name) for declared in fields(self)}
 
 
 def name_of(fn: object) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flujo.pipeline.composites import FALLBACK, PRIMARY, AnyPipeline, AnyStep
-from flujo.pipeline.control import BranchOn, LoopUntil, MapOver
+from flujo.pipeline.control import AskPerson, AwaitSignal, BranchOn, LoopUntil, MapOver, Sleep
 from flujo.pipeline.progress import DONE, FAILED, RUNNING, WAITING, Path, Progress, RunState, read_progress
 
 _COLOURS = {
@@ -21,6 +21,7 @@ _COLOURS = {
     FAILED: "fill:#ffe3e3,stroke:#c92a2a,color:#000",
     WAITING: "fill:#fff3bf,stroke:#e67700,color:#000",
 }
+_SHAPES: dict[type[Any], tuple[str, str]] = {AskPerson: ("[/", "/]"), AwaitSignal: (">", "]"), Sleep: ("{{", "}}")}
 _PLAIN = "_-,/"  # these mean nothing within quotes; "-" at the beginning would be a list
 
 
@@ -70,7 +71,8 @@ class _Drawing:
 
     def _step(self, step: AnyStep, path: Path, level: int) -> _Part:
         if not step.bodies:
-            return self._single(self._node(f'["{escaped(step.name)}"]', path, level))
+            left, right = _SHAPES.get(type(step.control), ("[", "]"))
+            return self._single(self._node(f'{left}"{self._title(step, path)}"{right}', path, level))
         if step.kind == "branch":
             return self._branch(step, path, level)
         whole = self._id(path)
@@ -83,6 +85,10 @@ class _Drawing:
         name, control = escaped(step.name), step.control
         if isinstance(control, LoopUntil):
             return f"{name}: at most {control.max_iterations} times"
+        if isinstance(control, AskPerson):
+            return f"{name}: {control.quorum} people answer" if control.quorum > 1 else f"{name}: a person answers"
+        if isinstance(control, AwaitSignal):
+            return f"{name}: signal" + (f" {escaped(control.signal)}" if control.signal != step.name else "")
         if not isinstance(control, MapOver):
             return name
         title = f"{name}: for each item, {control.max_concurrency} at a time"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, InitVar, dataclass, field, replace
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, overload
 
 from flujo.errors import PipelineDefinitionError
-from flujo.pipeline import composites
-from flujo.pipeline.control import BranchOn, Control, Decides, Fallback, ItemError, LoopUntil, Nested, Parallel
+from flujo.pipeline import composites, waits
+from flujo.pipeline import control as kinds
+from flujo.pipeline.declared import PipelineParts, StepParts
 from flujo.pipeline.function import read_function
 from flujo.pipeline.mermaid import draw
-from flujo.pipeline.names import MAX_NAME, check_key, check_name, is_printable
+from flujo.pipeline.names import check_key
 from flujo.pipeline.progress import RunState
-from flujo.pipeline.retry import NO_RETRY, Retry
-from flujo.pipeline.typecheck import readable
 
 # Users meet these two names in editors and messages: `Step[In, Out]` says it without a suffix.
 In = TypeVar("In", contravariant=True)  # noqa: PLC0105
@@ -24,64 +23,35 @@ A = TypeVar("A")
 B = TypeVar("B")
 C = TypeVar("C")
 D = TypeVar("D")
+Limit: TypeAlias = float | timedelta | None
+Message: TypeAlias = str | Callable[[Any], str]
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False, repr=False)
-class Step(Generic[In, Out]):
+class Step(StepParts, Generic[In, Out]):
     """One unit of work whose result is saved; made with `@step`, joined with `>>`, never changed.
 
-    kind            "step": a function. Steps that contain pipelines have kinds of their own.
-    fn              what is called: `fn(input, context=context)`, each where it is taken
-    is_async        whether `fn` gives a coroutine
-    takes_input     whether `fn` has a first positional parameter
-    takes_context   whether `fn` has a parameter called `context`
-    input_type, output_type, context_type
-                    as annotated; Any where there is no annotation, or one that cannot be resolved
-    retry           when a failed attempt is followed by another
-    timeout         seconds that one attempt may take; None: no limit
-    doc             the function's docstring
-    undo            what takes the step's effect back, given its output; itself a step
-    executor        the name of the executor that runs `fn`; None: this process
-    control         what a step of a kind of its own does with its bodies; a function has none
-    decision        what a branch or a loop asks: a step of kind "decision"
-    bodies          the pipelines inside this step, each under its key, in order; a function has none
+    StepParts says what the fields are.
     """
 
-    name: str
-    kind: str = "step"
-    fn: Callable[..., Any]
-    is_async: bool
-    takes_input: bool
-    takes_context: bool
-    input_type: Any
-    output_type: Any
-    context_type: Any
-    retry: Retry
-    timeout: float | None
-    doc: str = ""
     undo: Step[Any, Any] | None = None
-    executor: str | None = None
-    control: Control | None = None
+    on_crash: Literal["retry", "ask"] | Step[Any, Any] = "retry"
     decision: Step[Any, Any] | None = None
     bodies: tuple[tuple[str, Pipeline[Any, Any]], ...] = ()
 
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        composites.check_depth(self.name, self.bodies)
-
-    def __repr__(self) -> str:
-        return f"<Step {self.name}: {readable(self.input_type)} -> {readable(self.output_type)}>"
-
     def named(self, name: str) -> Step[In, Out]:
-        """Return the same step under another name, to use it twice in one pipeline."""
+        """Return the same step under another name, to use it twice in one pipeline; a signal keeps its name."""
         return replace(self, name=name)
 
     def with_timeout(self, timeout: float | timedelta) -> Step[In, Out]:
         """Return the same step with a time limit, in seconds or as a timedelta.
 
         A function's limit is for one attempt. That of a step with pipelines inside is for all of it, from when this
-        process began it. Raises StepDefinitionError for what is no time.
+        process began it. That of a step that waits is its `timeout`. Raises StepDefinitionError for what is no time,
+        and for a step that sleeps.
         """
+        if isinstance(self.control, kinds.Wait):
+            return replace(self, control=waits.limited(self.control, timeout, self.name))
         return replace(self, timeout=composites.seconds(timeout, self.name))
 
     def fallback(self: Step[A, B], other: Chain[A, B]) -> Step[A, B]:
@@ -90,7 +60,7 @@ class Step(Generic[In, Out]):
         It has this step's name. Inside it are the pipelines "primary" and "fallback".
         """
         bodies = _bodies(self.name, {composites.PRIMARY: self, composites.FALLBACK: other})
-        return _composite(self.name, "fallback", Fallback(), bodies, composites.outputs_of(bodies))
+        return _composite(self.name, "fallback", kinds.Fallback(), bodies, composites.outputs_of(bodies))
 
     @staticmethod
     def parallel(name: str, /, **branches: Chain[A, B]) -> Step[A, dict[str, B]]:
@@ -102,7 +72,7 @@ class Step(Generic[In, Out]):
         composites.check_any("branches", name, branches)
         bodies = _bodies(name, branches, "branch")
         output = composites.dict_of(composites.outputs_of(bodies))
-        return _composite(name, "parallel", Parallel(), bodies, output)
+        return _composite(name, "parallel", kinds.Parallel(), bodies, output)
 
     @overload
     @staticmethod
@@ -119,7 +89,7 @@ class Step(Generic[In, Out]):
         on_error: Literal["collect"],
         min_successful: int | None = None,
         tolerated_failures: int | None = None,
-    ) -> Step[Iterable[A], list[B | ItemError]]: ...
+    ) -> Step[Iterable[A], list[B | kinds.ItemError]]: ...
     @staticmethod
     def map_over(
         name: str,
@@ -170,8 +140,8 @@ class Step(Generic[In, Out]):
         chosen = default if isinstance(default, str | None) else composites.DEFAULT_CASE
         composites.check_default(name, chosen, named)
         bodies = _bodies(name, named, "case")
-        decision = _decision("by", "choice", by, name)
-        control = BranchOn(default=chosen)
+        decision = decision_of("by", "choice", by, name)
+        control = kinds.BranchOn(default=chosen)
         made: Step[A, B] = _composite(name, "branch", control, bodies, composites.outputs_of(bodies), decision)
         composites.check_answer(made)
         if chosen is None:
@@ -190,59 +160,129 @@ class Step(Generic[In, Out]):
         """
         composites.check_at_least_one("max_iterations", max_iterations, name)
         bodies = _bodies(name, {"": body})
-        control, decision = LoopUntil(max_iterations=max_iterations), _decision("until", "exit", until, name)
+        control, decision = kinds.LoopUntil(max_iterations=max_iterations), decision_of("until", "exit", until, name)
         made: Step[A, A] = _composite(name, "loop", control, bodies, bodies[0][1].output_type, decision)
         composites.check_answer(made)
         composites.check_loop(made)
         return made
 
-    @property
-    def depth(self) -> int:
-        """How many levels of pipelines are inside the step: 0 for a function."""
-        return 1 + max(body.depth for _, body in self.bodies) if self.bodies else 0
+    @overload
+    @staticmethod
+    def human_in_the_loop(
+        name: str,
+        message_for_user: Message,
+        input_schema: type[B],
+        *,
+        timeout: Limit = None,
+        on_timeout: B = ...,
+        quorum: None = None,
+        voters: Sequence[str] | None = None,
+    ) -> Step[Any, B]: ...
+    @overload
+    @staticmethod
+    def human_in_the_loop(
+        name: str,
+        message_for_user: Message,
+        input_schema: type[B],
+        *,
+        timeout: Limit = None,
+        on_timeout: list[B] = ...,
+        quorum: int,
+        voters: Sequence[str] | None = None,
+    ) -> Step[Any, list[B]]: ...
+    @overload
+    @staticmethod
+    def human_in_the_loop(
+        name: str,
+        message_for_user: Message,
+        input_schema: Any = ...,
+        *,
+        timeout: Limit = None,
+        on_timeout: Any = ...,
+        quorum: int | None = None,
+        voters: Sequence[str] | None = None,
+    ) -> Step[Any, Any]: ...
+    @staticmethod
+    def human_in_the_loop(
+        name: str,
+        message_for_user: Message,
+        input_schema: Any = Any,
+        *,
+        timeout: Limit = None,
+        on_timeout: Any = kinds.UNSET,
+        quorum: int | None = None,
+        voters: Sequence[str] | None = None,
+    ) -> Step[Any, Any]:
+        """Make a step that waits for a person's answer, which is its output; it holds no process while it waits.
+
+        message_for_user  what the person is told: a text, or a plain function of the step's input that returns it
+        input_schema      the type of the answer: a model, `bool`, `Literal["yes", "no"]`
+        timeout           how long to wait, in seconds or as a timedelta
+        on_timeout        the output where nobody has answered by then; without it the step fails (WaitTimeoutError)
+        quorum            how many have to answer, each once; the output then is the list of their answers
+        voters            who may answer
+
+        Raises StepDefinitionError for an option that makes no sense, or a type whose values cannot be stored.
+        """
+        options = {"timeout": timeout, "on_timeout": on_timeout, "quorum": quorum, "voters": voters}
+        return _waiting(name, waits.ask_person(name, message_for_user, input_schema, **options))
+
+    @overload
+    @staticmethod
+    def wait_for(
+        name: str, signal_type: type[B], *, signal: str | None = None, timeout: Limit = None, on_timeout: B = ...
+    ) -> Step[Any, B]: ...
+    @overload
+    @staticmethod
+    def wait_for(
+        name: str, signal_type: Any = ..., *, signal: str | None = None, timeout: Limit = None, on_timeout: Any = ...
+    ) -> Step[Any, Any]: ...
+    @staticmethod
+    def wait_for(
+        name: str,
+        signal_type: Any = Any,
+        *,
+        signal: str | None = None,
+        timeout: Limit = None,
+        on_timeout: Any = kinds.UNSET,
+    ) -> Step[Any, Any]:
+        """Make a step that waits for a signal to its run; the output is what is sent with it.
+
+        signal_type  the type of what is sent
+        signal       the signal's name; by default the step's
+        timeout      how long to wait, in seconds or as a timedelta
+        on_timeout   the output where none has come by then; without it the step fails (WaitTimeoutError)
+
+        Raises StepDefinitionError for an option that makes no sense, or a type whose values cannot be stored.
+        """
+        control = waits.await_signal(name, signal_type, signal=signal, timeout=timeout, on_timeout=on_timeout)
+        return _waiting(name, control)
+
+    @staticmethod
+    def sleep(name: str, duration: float | timedelta) -> Step[Any, Any]:
+        """Make a step that waits so long, in seconds or as a timedelta; the output is its input."""
+        return _waiting(name, waits.sleep_for(name, duration))
+
+    @staticmethod
+    def sleep_until(name: str, when: datetime | Callable[[Any], datetime]) -> Step[Any, Any]:
+        """Make a step that waits until a moment, or the one that a plain function of its input returns.
+
+        The output is its input. Raises StepDefinitionError for a datetime without a time zone.
+        """
+        return _waiting(name, waits.sleep_until(name, when))
 
     def __rshift__(self, following: Step[Out, B] | Pipeline[Out, B]) -> Pipeline[In, B]:
         return _joined(self, following)
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False, repr=False)
-class Pipeline(Generic[In, Out]):
+class Pipeline(PipelineParts, Generic[In, Out]):
     """Steps that run one after the other, each with the output of the one before; never changed.
 
-    `depth` is how many levels of pipelines are inside its steps. Raises PipelineDefinitionError for no steps or two
-    of one name, StepTypeError for neighbours whose types do not fit.
+    Raises PipelineDefinitionError for no steps or two of one name, StepTypeError for neighbours whose types do not fit.
     """
 
     steps: tuple[Step[Any, Any], ...]
-    _: KW_ONLY
-    name: str | None = None
-    input_type: Any = field(init=False)
-    output_type: Any = field(init=False)
-    depth: int = field(init=False)
-    # Whether anything inside takes the context: what shares_context answers.
-    _shares_context: bool = field(init=False)
-    # The structure as text, kept here by graph.fingerprint.
-    _fingerprint: str | None = field(init=False, default=None)
-    # The pipeline that the leading steps come from, and that was looked at already: so that `>>` in a chain of
-    # thousands looks at the new ones only.
-    _before: InitVar[Pipeline[Any, Any] | None] = None
-
-    def __post_init__(self, _before: Pipeline[Any, Any] | None) -> None:
-        if not self.steps:
-            raise PipelineDefinitionError("A pipeline needs at least one step.", hint="Pass the steps to it.")
-        if self.name is not None and not is_printable(self.name):
-            raise PipelineDefinitionError(
-                f"{self.name!r} cannot name a pipeline.", hint=f"Use 1 to {MAX_NAME} printable characters."
-            )
-        composites.check_names(self.steps)
-        known = len(_before.steps) if _before is not None else 0
-        for position in range(max(known, 1), len(self.steps)):
-            composites.check_types(self.steps[position - 1], self.steps[position])
-        object.__setattr__(self, "input_type", self.steps[0].input_type)
-        object.__setattr__(self, "output_type", self.steps[-1].output_type)
-        depth, shares = (_before.depth, _before._shares_context) if _before is not None else (0, False)
-        object.__setattr__(self, "depth", max([depth, *(found.depth for found in self.steps[known:])]))
-        object.__setattr__(self, "_shares_context", shares or any(map(shares_context, self.steps[known:])))
 
     @overload
     @staticmethod
@@ -275,12 +315,7 @@ class Pipeline(Generic[In, Out]):
 
     def as_step(self, name: str) -> Step[In, Out]:
         """Make one step of the pipeline, to nest it in another: `>>` alone joins the steps of both."""
-        return _composite(name, "pipeline", Nested(), (("", self),), self.output_type)
-
-    def annotations(self) -> Iterator[Any]:
-        """Yield every declared type of every step, decision and undo: input, output, context, but not Any."""
-        for found in self.steps:
-            yield from composites.declared_types(found)
+        return _composite(name, "pipeline", kinds.Nested(), (("", self),), self.output_type)
 
     def to_mermaid(self, state: RunState | None = None) -> str:
         """Return the pipeline as the text of a Mermaid flowchart.
@@ -293,24 +328,9 @@ class Pipeline(Generic[In, Out]):
     def __rshift__(self, following: Step[Out, B] | Pipeline[Out, B]) -> Pipeline[In, B]:
         return _joined(self, following)
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __repr__(self) -> str:
-        shown = [found.name for found in self.steps[:6]] + ["..."] * (len(self.steps) > 6)
-        return f"<Pipeline {f'{self.name}: ' if self.name else ''}{' >> '.join(shown)}>"
-
 
 Chain: TypeAlias = Step[A, B] | Pipeline[A, B]
-Decision: TypeAlias = Decides[A, B] | Step[A, B]
-
-
-def shares_context(found: Chain[Any, Any]) -> bool:
-    """Tell whether the step or pipeline, or anything that is done inside it, takes the run's context."""
-    if isinstance(found, Pipeline):
-        return found._shares_context
-    decides = found.decision is not None and found.decision.takes_context
-    return found.takes_context or decides or any(body._shares_context for _, body in found.bodies)
+Decision: TypeAlias = kinds.Decides[A, B] | Step[A, B]
 
 
 def _joined(one: Chain[Any, Any], other: Chain[Any, Any]) -> Pipeline[Any, Any]:
@@ -333,28 +353,20 @@ def _steps_of(given: Chain[Any, Any], where: str = "") -> tuple[Step[Any, Any], 
 def _composite(
     name: str,
     kind: str,
-    control: Control,
+    control: kinds.Control,
     bodies: tuple[tuple[str, Pipeline[Any, Any]], ...],
     output_type: Any,
     decision: Step[Any, Any] | None = None,
 ) -> Step[Any, Any]:
     made: Step[Any, Any] = Step(
-        name=name,
-        kind=kind,
-        fn=composites.never_called,
-        is_async=False,
-        takes_input=True,
-        takes_context=False,
-        input_type=Any,
-        output_type=output_type,
-        context_type=Any,
-        retry=NO_RETRY,
-        timeout=None,
-        control=control,
-        decision=decision,
-        bodies=bodies,
+        name=name, kind=kind, output_type=output_type, control=control, decision=decision, bodies=bodies
     )
     return replace(made, input_type=composites.common_input(made))
+
+
+def _waiting(name: str, control: kinds.Wait) -> Step[Any, Any]:
+    given = waits.input_type(control, name)
+    return Step(name=name, kind=control.kind, control=control, input_type=given, output_type=control.output_type)
 
 
 def _bodies(
@@ -370,8 +382,8 @@ def _bodies(
     return tuple(bodies)
 
 
-def _decision(option: str, called: str, given: Decision[Any, Any], name: str) -> Step[Any, Any]:
-    """Make the step of kind "decision" of what `by` or `until` was given; `called` is its own name, `>` put before."""
+def decision_of(option: str, called: str, given: object, name: str) -> Step[Any, Any]:
+    """Make the step of kind "decision" of what an option of a step was given; `called` is its own name."""
     if isinstance(given, Step):
         if given.kind not in ("step", "decision") or given.undo is not None:
             raise composites.refused(name, option, given, "a function, or a step of one without an undo")
@@ -379,17 +391,4 @@ def _decision(option: str, called: str, given: Decision[Any, Any], name: str) ->
     if not callable(given):
         raise composites.refused(name, option, given, "a function of the value")
     function = read_function(composites.with_signature(given), f"{name}>{called}")
-    return Step(
-        name=called,
-        kind="decision",
-        fn=function.fn,
-        is_async=function.is_async,
-        takes_input=function.takes_input,
-        takes_context=function.takes_context,
-        input_type=function.input_type,
-        output_type=function.output_type,
-        context_type=function.context_type,
-        retry=NO_RETRY,
-        timeout=None,
-        doc=function.doc,
-    )
+    return Step(name=called, kind="decision", **function.parts())

@@ -1,7 +1,7 @@
 """How far a run is in its pipeline, read from its records: what is done, running, failed or waiting.
 
 A record is left only by what came to an end. What is under way is inferred: the step after one that is done, and every
-branch of a parallel that has begun.
+branch of a parallel that has begun. What waits is said by the state.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from flujo.pipeline.composites import FALLBACK, PRIMARY, AnyPipeline, AnyStep
 from flujo.pipeline.control import ItemError, LoopUntil, MapOver
+from flujo.state.mail import waits_of
 from flujo.state.models import StepRecord, record_from
 
 Path = tuple[str, ...]
@@ -85,9 +86,11 @@ class _Reader:
     def __init__(self, records: list[StepRecord], facts: Mapping[str, Any]) -> None:
         self._facts = facts
         self._live = _LIVE.get(str(facts.get("status")), NOTHING)
+        waits = waits_of(facts.get("waiting")) if self._live else ()
+        self._waits = {tuple(wait["path"]) for wait in waits}
         self._records = {found.path: found for found in records}  # of several about one path the last counts
         self._inside: dict[Path, dict[str, None]] = {}
-        for path in self._records:
+        for path in (*self._records, *self._waits):
             for end in range(len(path)):
                 self._inside.setdefault(path[:end], {})[path[end]] = None
         self._marks: dict[Path, str] = {}
@@ -106,7 +109,7 @@ class _Reader:
             if position < index:
                 self._marks[path] = DONE
             elif status == "failed" or self._live:
-                self._marks[path] = FAILED if status == "failed" else self._live
+                self._marks[path] = FAILED if status == "failed" else self._alive(_BEGUN, path)
         return self._gathered()
 
     def _index(self, pipeline: AnyPipeline) -> int:
@@ -145,13 +148,15 @@ class _Reader:
         parts = (part.strip("[#]") for part in self._inside.get(path, ()) if part[:1] == mark)
         return sorted(int(part) for part in parts if part.isdecimal())
 
-    def _alive(self, how: str) -> str:
+    def _alive(self, how: str, path: Path) -> str:
+        if path in self._waits:
+            return WAITING
         return self._live if how == _BEGUN else NOTHING
 
     def _ended(self, path: Path, how: str) -> str:
         """Return the mark of what is done in one go: a function, a decision."""
         record = self._records.get(path)
-        mark = self._alive(how) if record is None else DONE if record.success else FAILED
+        mark = self._alive(how, path) if record is None else DONE if record.success else FAILED
         self._marks[path] = mark
         return mark
 
@@ -196,7 +201,7 @@ class _Reader:
         output = {key: one for key, (_, one) in found.items()}
         if marks == {DONE}:
             return DONE, _UNKNOWN if _UNKNOWN in output.values() else output
-        return FAILED if FAILED in marks else self._alive(how), _UNKNOWN
+        return FAILED if FAILED in marks else self._alive(how, path), _UNKNOWN
 
     def _map(self, step: AnyStep, path: Path, given: Any, how: str) -> tuple[str, Any]:
         control, body = step.control, step.bodies[0][1]
@@ -222,12 +227,12 @@ class _Reader:
         if total is not None and done + failed == total:
             known = not failed and all(output is not _UNKNOWN for _, output in outputs)
             return DONE, [output for _, output in outputs] if known else _UNKNOWN
-        self._unfinished[path] = self._alive(how)
+        self._unfinished[path] = self._alive(how, path)
         if how == _LEFT:  # all of them are done, however many there were
             return NOTHING, _UNKNOWN
         if not begun:
             do(0)  # under way, and has left no record
-        return self._alive(how), _UNKNOWN
+        return self._alive(how, path), _UNKNOWN
 
     def _branch(self, step: AnyStep, path: Path, given: Any, how: str) -> tuple[str, Any]:
         decision, cases = (*path, ">choice"), dict(step.bodies)

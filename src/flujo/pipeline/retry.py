@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from flujo.errors import NonRetryableError, NotPicklableError, StepDefinitionError
@@ -41,6 +41,8 @@ class Retry:
     jitter: float = 0.0
     delays: tuple[float, ...] | None = None
     when: Callable[[BaseException], bool] | None = None
+    # The longest wait that there may be, in seconds. It is asked for at each step, so it is worked out once.
+    longest: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not is_count(self.max_retries):
@@ -57,6 +59,7 @@ class Retry:
                 raise _refused("delays", self.delays, "None, or hold a delay, where there are retries")
         if self.when is not None and not callable(self.when):
             raise _refused("when", self.when, "a function of the error that answers True or False")
+        object.__setattr__(self, "longest", self._longest())
 
     @classmethod
     def of(cls, retries: int | Sequence[float] | Retry) -> Retry:
@@ -79,6 +82,12 @@ class Retry:
             return None
         delay = self._planned(retry_number)
         return delay - delay * self.jitter * random() if self.jitter else delay
+
+    def _longest(self) -> float:
+        if not self.max_retries:
+            return 0.0
+        # Without a list of them the waits grow.
+        return self._planned(self.max_retries) if self.delays is None else max(self.delays[: self.max_retries])
 
     def _planned(self, retry_number: int) -> float:
         if self.delays is not None:

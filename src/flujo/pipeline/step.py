@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, overload
 
 from flujo.errors import StepDefinitionError, StepTypeError
 from flujo.pipeline import composites
 from flujo.pipeline.function import name_of, read_function
 from flujo.pipeline.names import check_name, is_printable
-from flujo.pipeline.pipeline import Step
+from flujo.pipeline.pipeline import Step, decision_of
+from flujo.pipeline.reconciled import Reconciled
 from flujo.pipeline.retry import Retry
 from flujo.pipeline.typecheck import assignable, readable
 
@@ -23,6 +24,8 @@ ContextT = TypeVar("ContextT")
 X_contra = TypeVar("X_contra", contravariant=True)
 Y_co = TypeVar("Y_co", covariant=True)
 C_contra = TypeVar("C_contra", contravariant=True)
+Reconciles: TypeAlias = Callable[..., Reconciled | Coroutine[Any, Any, Reconciled]]
+OnCrash: TypeAlias = Literal["retry", "ask"] | Reconciles | Step[Any, Reconciled]
 
 
 class _WithContext(Protocol[X_contra, C_contra, Y_co]):
@@ -82,6 +85,7 @@ def step(
     timeout: float | timedelta | None = None,
     undo: Callable[..., Any] | Step[Any, Any] | None = None,
     executor: str | None = None,
+    on_crash: OnCrash = "retry",
 ) -> StepDecorator: ...
 
 
@@ -94,6 +98,7 @@ def step(
     timeout: float | timedelta | None = None,
     undo: Callable[..., Any] | Step[Any, Any] | None = None,
     executor: str | None = None,
+    on_crash: OnCrash = "retry",
 ) -> Any:
     """Make a step of a function: `@step`, or `@step(retries=3, timeout=30)`.
 
@@ -106,14 +111,18 @@ def step(
     undo     takes the step's effect back when its run fails for good or is cancelled: a function of the step's output
              (and `*, context`), which gets this step's retries and no limit of time, or a step with its own
     executor the name of the executor that a plain function runs in; see `Flujo(executors=...)`
+    on_crash what follows where the process died while the step ran: "retry" does it again, "ask" lets a person say
+             whether it happened, and a function of the idempotency key (and `*, context`) finds that out: it returns a
+             `Reconciled`. A step of such a function serves too, and has its retries
 
     Raises StepDefinitionError for a function or an option that cannot work, StepTypeError for an undo that does not
-    take what the step returns.
+    take what the step returns, or an `on_crash` that does not return a Reconciled.
     """
 
     def decorate(fn: Any) -> Step[Any, Any]:
         made = _make(fn, name, retries, timeout)
-        return replace(made, executor=_executor(executor, made), undo=_undo(undo, made))
+        found = _on_crash(on_crash, made.name)
+        return replace(made, executor=_executor(executor, made), undo=_undo(undo, made), on_crash=found)
 
     return decorate if fn is None else decorate(fn)
 
@@ -126,20 +135,8 @@ def _make(
 ) -> Step[Any, Any]:
     called = name_of(fn) if name is None else name
     check_name(called)
-    function = read_function(fn, called)
-    return Step(
-        name=called,
-        fn=function.fn,
-        is_async=function.is_async,
-        takes_input=function.takes_input,
-        takes_context=function.takes_context,
-        input_type=function.input_type,
-        output_type=function.output_type,
-        context_type=function.context_type,
-        retry=_retry(retries, called),
-        timeout=None if timeout is None else composites.seconds(timeout, called),
-        doc=function.doc,
-    )
+    limit = None if timeout is None else composites.seconds(timeout, called)
+    return Step(name=called, retry=_retry(retries, called), timeout=limit, **read_function(fn, called).parts())
 
 
 def _executor(name: object, made: Step[Any, Any]) -> str | None:
@@ -187,6 +184,32 @@ def _undo(given: object, made: Step[Any, Any]) -> Step[Any, Any] | None:
             input_type=given.input_type,
         )
     return given
+
+
+def _on_crash(given: object, name: str) -> Literal["retry", "ask"] | Step[Any, Any]:
+    if isinstance(given, str) and given in ("retry", "ask"):
+        return "ask" if given == "ask" else "retry"
+    # One that needs to be found out about itself would never come to an end.
+    if not callable(given) and not (isinstance(given, Step) and given.on_crash == "retry"):
+        raise composites.refused(name, "on_crash", given, '"retry", "ask", or a function that finds out what happened')
+    found = decision_of("on_crash", "reconcile", given, name)
+    if not assignable(found.output_type, Reconciled):
+        raise StepTypeError(
+            f"The `on_crash` of step {name!r} returns {readable(found.output_type)}, and has to return Reconciled.",
+            hint="Let it return `Reconciled(happened=...)`: True with the step's output, False, or None for unknown.",
+            step=name,
+            output_type=found.output_type,
+            input_type=Reconciled,
+        )
+    if found.takes_input and not assignable(str, found.input_type):
+        raise StepTypeError(
+            f"The `on_crash` of step {name!r} takes {readable(found.input_type)}, and is given a str.",
+            hint="It is given the step's idempotency key, which the step sees as `current_step().idempotency_key`.",
+            step=name,
+            output_type=str,
+            input_type=found.input_type,
+        )
+    return found
 
 
 def _retry(retries: int | Sequence[float] | Retry, name: str) -> Retry:

@@ -8,7 +8,7 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from flujo.errors import ConfigurationError, PipelineMismatchError, VersionNotRegisteredError
-from flujo.pipeline import LATEST, Pipeline, PipelineRegistry, Registered, Step
+from flujo.pipeline import LATEST, Pipeline, PipelineRegistry, Reconciled, Registered, Step
 from flujo.state.codec import declare
 
 _UNNAMED, _UNVERSIONED = "pipeline", "1.0.0"
@@ -65,6 +65,7 @@ class Code:
 
     def declare_types(self) -> None:
         """Make the types of all versions known to the codec, so that what was stored with them can be restored."""
+        declare(Reconciled)
         for found in self.known():
             if id(found.pipeline) not in self._declared:
                 self._declared[id(found.pipeline)] = found.pipeline

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from flujo._clock import Clock
-from flujo.engine import first_record, progressed, records_so_far
-from flujo.errors import NotSerializableError
+from flujo.engine import first_record, paused, progressed, records_so_far
+from flujo.errors import NotSerializableError, UnreadMailError
 from flujo.runner.saving import Keeper
 from flujo.state.backends.base import State
 from flujo.state.models import StepRecord
 
+Change = Callable[[State], State]
+_HARMLESS = (NotSerializableError, UnreadMailError)  # nothing was written, and something else can be
+
 
 class _Entry:
-    """A record that waits for its save. `place` is where it then is among the records of the step under way."""
+    """Something that waits for its save. `place` is where its record then is among those of the step under way."""
 
-    __slots__ = ("context", "error", "place", "record", "settled")
+    __slots__ = ("change", "context", "error", "guard", "place", "record", "settled")
 
-    def __init__(self, record: StepRecord, context: dict[str, Any] | None) -> None:
-        self.record, self.context = record, context
+    def __init__(
+        self, record: StepRecord | None, context: dict[str, Any] | None, change: Change | None, guard: bool
+    ) -> None:
+        self.record, self.context, self.change, self.guard = record, context, change, guard
         self.settled = False
         self.error: BaseException | None = None
         self.place = 0
@@ -29,8 +35,8 @@ class Commits:
     """The one writer of a claimed run.
 
     `whole` saves a state. `add` saves what has been done inside of the step that is under way: while one save is in
-    flight, what else is added waits and shares the next. A caller that is cancelled gets its cancellation when the
-    outcome of its save is known.
+    flight, what else is added waits and shares the next. `change` changes what the next save saves, whichever it is. A
+    caller that is cancelled gets its cancellation when the outcome of its save is known.
     """
 
     def __init__(self, keeper: Keeper, state: State, clock: Clock) -> None:
@@ -38,32 +44,57 @@ class Commits:
         self.held = True
         self.crowded = False  # several things go on at once
         self.broken: BaseException | None = None  # a save failed: nothing can be saved after it
-        self._clock = clock
+        self.clock = clock
+        self._changes: list[Change] = []  # since the save that is in flight was made up
         self._lock = asyncio.Lock()
         self._waiting: list[_Entry] = []
 
     async def whole(self, state: State) -> None:
-        """Save the state that follows `self.state`; whatever this raises, but NotSerializableError, stops the run."""
+        """Save the state that follows `self.state`.
+
+        Whatever this raises stops the run, but for NotSerializableError and, of a state with a guard, UnreadMailError.
+        """
         if self.broken is not None:
             raise self.broken
+        self._changes.clear()
         try:
             await self.keeper.save(state)
         except asyncio.CancelledError:  # it is saved
             self._take(state)
             raise
-        except NotSerializableError:
+        except _HARMLESS:
             raise
         except BaseException as error:
             self.broken = error
             raise
         self._take(state)
 
-    async def add(self, record: StepRecord, context: dict[str, Any] | None = None) -> int:
+    def change(self, change: Change) -> None:
+        """Have the state changed, and that saved with whatever is saved next. Doing it twice is doing it once."""
+        self.state = change(self.state)
+        self._changes.append(change)
+
+    async def pause(self) -> None:
+        """Save that nothing can go on before a message comes, or a time; raises UnreadMailError where one has come."""
+        if self.keeper.subclassed and self.state["rev"]:
+            await self._forget_changes()
+        await self.whole({**paused(self.state, self.clock.now()), "guard": True})
+
+    async def add(
+        self, record: StepRecord | None, context: dict[str, Any] | None = None, change: Change | None = None
+    ) -> int:
         """Save the record, and the run's context where it changed; return its place among the step's records.
 
-        Raises NotSerializableError, about this record, and what stops the run.
+        `change` is what else becomes of the state with it. Raises NotSerializableError, about this record, and what
+        stops the run.
         """
-        entry = _Entry(record, context)
+        return await self._queue(_Entry(record, context, change, False))
+
+    async def guarded(self, change: Change) -> None:
+        """Save the changed state; raises UnreadMailError, and changes nothing, where an unread message is there."""
+        await self._queue(_Entry(None, None, change, True))
+
+    async def _queue(self, entry: _Entry) -> int:
         self._waiting.append(entry)
         async with self._lock:
             if not entry.settled:
@@ -98,12 +129,12 @@ class Commits:
             try:
                 await self._write(batch)
                 return
-            except NotSerializableError:  # one of them is to blame: each by itself
+            except _HARMLESS:  # one of them is to blame: each by itself
                 pass
         for entry in batch:
             try:
                 await self._write([entry])
-            except NotSerializableError as error:
+            except _HARMLESS as error:
                 entry.error, entry.settled = error, True
 
     async def _write(self, batch: list[_Entry]) -> None:
@@ -112,9 +143,16 @@ class Commits:
         contexts = [entry.context for entry in batch if entry.context is not None]
         context = contexts[-1] if contexts else self.state["pipeline_context"]
         first = records_so_far(self.state) - first_record(self.state)
-        records = [entry.record for entry in batch]
+        records = [entry.record for entry in batch if entry.record is not None]
+        state = self.state
+        for entry in batch:
+            if entry.change is not None:
+                state = entry.change(state)
+        state = progressed(state, records, context, self.clock.now())
+        if any(entry.guard for entry in batch):
+            state["guard"] = True
         try:
-            await self.whole(progressed(self.state, records, context, self._clock.now()))
+            await self.whole(state)
         except asyncio.CancelledError:
             self._settle(batch, first)
             raise
@@ -128,9 +166,13 @@ class Commits:
             self.state = {**self.state, **unchanged}
 
     def _settle(self, batch: list[_Entry], first: int) -> None:
-        for place, entry in enumerate(batch, first):
-            entry.place, entry.settled = place, True
+        for entry in batch:
+            entry.place, entry.settled = first, True
+            first += entry.record is not None
 
     def _take(self, state: State) -> None:
+        state.pop("guard", None)
+        for change in self._changes:
+            state = change(state)
         self.state = state
         self.held = state["status"] == "running"

@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from flujo import _ids
-from flujo.engine import Act, Do, Frame, Path, Saved, Scope, Tree
-from flujo.errors import NotSerializableError, StepTimeoutError
+from flujo.engine import Act, Do, Frame, Met, Path, Saved, Scope, Tree, begun, closed, in_doubt, is_held, over
+from flujo.errors import NotSerializableError, StepTimeoutError, UnreadMailError, WaitTimeoutError
 from flujo.execution.events import StepFailed, StepSaved
-from flujo.pipeline import Step
+from flujo.pipeline import WAITS, Reconciled, Step
+from flujo.runner.mailbox import Mailbox
 from flujo.runner.performing import UNCHANGING, InnerPlace, Outcome, Performer, failure
 from flujo.runner.scopes import RunContext, Scopes
+from flujo.runner.waits import Parked, Waits
+from flujo.state.backends.base import State
 from flujo.state.models import StepRecord
 
 T = TypeVar("T")
@@ -41,7 +46,9 @@ class CompositeRun:
     is done here. Attribute: `void`, the places of the failures (among the step's records) that a retry makes good.
     """
 
-    def __init__(self, performer: Performer, context: RunContext, do: Do, saved: Saved, crashes: int) -> None:
+    def __init__(
+        self, performer: Performer, context: RunContext, do: Do, saved: Saved, crashes: int, mailbox: Mailbox
+    ) -> None:
         self._setup, self._commits = performer.setup, performer.commits
         self._performer, self._context = performer, context
         self._do, self._saved, self._crashes = do, saved, crashes
@@ -49,6 +56,10 @@ class CompositeRun:
         self._chatty = self._announce.wants_all()
         self._scopes = Scopes(self._setup, self._commits, context)
         self._tree = Tree(do.step, do.path, do.input, saved, self._copy)
+        self._waits = Waits(self._setup, self._commits, mailbox)
+        self._doubtful = in_doubt(self._commits.state)
+        self._todo: list[Act] = []
+        self._own: Outcome | None = None  # how the step itself came out, where it is a function or waits
         self._tasks: dict[Path, asyncio.Task[None]] = {}
         self._leaving: set[Path] = set()  # cancelled, and not yet at their end
         self._timers: set[Timer] = set()
@@ -58,12 +69,16 @@ class CompositeRun:
         self._stray: list[int] = []
         self.void: list[int] = []
 
-    async def run(self) -> Outcome:
-        """Perform it. Raises CancelledError where the task was cancelled, and what stops the run."""
+    async def run(self) -> Outcome | None:
+        """Perform it, and return how it came out, or None where all that is left has to wait and the run is paused.
+
+        Raises CancelledError where the task was cancelled, and what stops the run.
+        """
         start = self._setup.clock.perf()
         try:
             while not self._tree.over and self._fatal is None:
-                await self._go_on()
+                if not await self._go_on():
+                    return None
             await self._stop()
         except GeneratorExit:  # nothing may be awaited now
             self._cancel_all()
@@ -78,7 +93,13 @@ class CompositeRun:
         latency = self._setup.clock.perf() - start
         if self._tree.failure is not None:
             return self._failed(latency)
+        if self._own is not None:
+            return self._own
         return Outcome(StepRecord(path=self._do.path, output=self._tree.output, latency_s=latency))
+
+    def news(self) -> None:
+        """Something has come, or somebody has paused the run: look again."""
+        self._progress.set()
 
     def _failed(self, latency: float) -> Outcome:
         found = self._tree.failure
@@ -89,23 +110,46 @@ class CompositeRun:
             return self._last
         return failure(self._do.path, found.error, latency=latency)
 
-    async def _go_on(self) -> None:
-        """Start what may be started, and wait until something has come about."""
+    async def _go_on(self) -> bool:
+        """Start what may be started, and wait until something has come about; return False where the run is paused."""
         self._take_notes()
-        if not self._leaving:
-            acts = self._tree.ready()
-            if len(acts) == 1 and not self._tasks and not self._timers:
+        held = is_held(self._commits.state)
+        if not self._leaving and not held:
+            self._todo += self._tree.ready()
+            for parked, how in self._waits.ended(self._tasks):
+                self._start(parked.act.path, self._come_true, (parked, how))
+            alone = not self._tasks and not self._timers and not self._waits.parked
+            acts, self._todo = self._todo, []
+            if len(acts) == 1 and alone:
                 self._commits.crowded = False
                 await self._act(acts[0])
-                return
-            self._commits.crowded = True
+                return True
+            self._commits.crowded = bool(acts or self._tasks)
             for act in acts:
                 self._start(act.path, self._act, act)
         self._progress.clear()
         if self._tree.over:
-            return
-        assert self._tasks, "nothing goes on, and nothing has come to an end"
-        await self._progress.wait()
+            return True
+        if not self._tasks:
+            assert self._waits.parked or held, "nothing goes on, and nothing has come to an end"
+            return not await self._pause()
+        timer = self._waits.timer(self._progress.set)
+        try:
+            await self._waits.make_known()
+            await self._progress.wait()
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return True
+
+    async def _pause(self) -> bool:
+        """Save that nothing can go on; return False where a message has come meanwhile."""
+        try:
+            await self._commits.pause()
+        except UnreadMailError:
+            await self._waits.mailbox.refresh()
+            return False
+        return True
 
     def _take_notes(self) -> None:
         """See what the tree wants to be known."""
@@ -115,6 +159,7 @@ class CompositeRun:
         for scope in tree.ended:
             self._scopes.ended(scope)
         for path in tree.dropped:
+            self._waits.drop(path)
             if path in self._tasks:
                 self._tasks[path].cancel()
                 self._leaving.add(path)
@@ -160,22 +205,102 @@ class CompositeRun:
             task.cancel()
 
     async def _act(self, act: Act) -> None:
-        """Perform one thing, save it, and tell the tree."""
+        """Perform one thing, save it, and tell the tree; or have it wait."""
         if act.step is None:
             await self._join(act)
-            return
+        elif act.step.kind in WAITS:
+            await self._begin_wait(act)
+        elif act.path in self._doubtful and not self._waits.asks_verdict(act):
+            await self._reconcile(act, act.step)
+        elif not self._waits.stands(act):  # for a verdict, or for the time of another attempt
+            await self._perform(act, act.step)
+
+    async def _perform(self, act: Act, step: Step[Any, Any], tries: int = 0) -> None:
         before = self._saved.attempts.get(act.path, 0) + self._crashes
         place = InnerPlace(act, before, self._scopes, self._commits)
-        outcome = await self._performer.perform(place, self._saved)
-        if outcome.error is None:
-            outcome = await self._settled(act, act.step, outcome)
-        if outcome.error is not None:
-            await self._broke(act.path, act.path, outcome, act.scope if act.step.takes_context else None)
+        if step.on_crash != "retry":
+            self._commits.change(partial(begun, path=act.path))
+            await self._commits.add(None)
+        outcome = await self._performer.perform(place, self._saved, tries)
+        if outcome.retry_in is not None:
+            self._saved.done.update(outcome.once)
+            self._commits.change(partial(over, path=act.path))
+            self._waits.retry(act, outcome)
             return
-        self._crashes = 0
-        if self._chatty:
+        if step.on_crash != "retry" or tries:
+            outcome = replace(outcome, change=partial(_known, path=act.path))
+        if outcome.error is None:
+            self._crashes = 0
+        await self._came_out(act, step, outcome)
+
+    async def _came_out(self, act: Act, step: Step[Any, Any], outcome: Outcome) -> None:
+        """Save how a thing came out, and tell the tree."""
+        own = act.path == self._do.path
+        if outcome.error is None and not own:
+            outcome = await self._settled(act, step, outcome)
+        if outcome.error is not None:
+            await self._broke(act.path, act.path, outcome, act.scope if step.takes_context else None)
+            return
+        if own:  # the run's own save of this step is all that is needed
+            self._own = outcome
+        elif self._chatty:
             self._announce(StepSaved(run_id=self._run_id, result=outcome.record))
         self._tree.succeeded(act.path, outcome.record.output)
+
+    async def _begin_wait(self, act: Act) -> None:
+        try:
+            self._waits.begin(act)
+        except Exception as error:  # of the function that says what the person is told, or until when to sleep
+            await self._broke(act.path, act.path, failure(act.path, error), None)
+
+    async def _reconcile(self, act: Act, step: Step[Any, Any]) -> None:
+        """Find out whether the step had happened when its process died: of its function, or of a person."""
+        verdict = Reconciled(happened=None)
+        if isinstance(step.on_crash, Step):
+            outcome = await self._performer.reconcile(act, step.on_crash, self._scopes)
+            if outcome.error is not None:
+                await self._broke(act.path, act.path, outcome, None)
+                return
+            verdict = outcome.record.output
+        if verdict.happened is None:
+            self._waits.ask_verdict(act)
+        else:
+            await self._judged(act, step, verdict)
+
+    async def _judged(self, act: Act, step: Step[Any, Any], verdict: Reconciled, by: str | None = None) -> None:
+        self._doubtful -= {act.path}
+        if not verdict.happened:
+            await self._perform(act, step)
+            return
+        attempts = self._saved.attempts.get(act.path, 0) + max(self._crashes, 1)
+        record = StepRecord(path=act.path, output=verdict.output, attempts=attempts, by=by)
+        self._crashes = 0
+        await self._came_out(
+            act, replace(step, takes_context=False), Outcome(record, change=partial(_known, path=act.path))
+        )
+
+    async def _come_true(self, ended: tuple[Parked, Met]) -> None:
+        """A wait has come to its end."""
+        (parked, how), act = ended, ended[0].act
+        step = act.step
+        assert step is not None
+        if parked.wait["kind"] == "retry":
+            await self._perform(act, step, parked.wait["tries"])
+            return
+        if how.late:
+            again = await self._waits.expire(parked)
+            if again is not None:
+                how = again
+        change = partial(closed, path=act.path, how=how)
+        if parked.wait["kind"] == "crash":
+            self._commits.change(change)
+            await self._judged(act, step, self._waits.mailbox.content(how.messages[0]), how.messages[0].by)
+            return
+        try:
+            outcome = Outcome(self._waits.record(parked, how), change=change)
+        except WaitTimeoutError as error:
+            outcome = replace(failure(act.path, error), change=change)
+        await self._came_out(act, step, outcome)
 
     async def _settled(self, act: Act, step: Step[Any, Any], outcome: Outcome) -> Outcome:
         """Save what a step has given, and changed; what cannot be saved is a failure."""
@@ -185,15 +310,15 @@ class CompositeRun:
             changes = self._scopes.changes(act.scope) if step.takes_context else None
             record = StepRecord(
                 path=record.path, output=output, attempts=record.attempts, latency_s=record.latency_s,
-                context_changes=changes,
+                context_changes=changes, by=record.by,
             )  # fmt: skip
         except Exception as error:
-            return failure(act.path, error, record.attempts, record.latency_s)
+            return replace(failure(act.path, error, record.attempts, record.latency_s), change=outcome.change)
         own = self._context.values if step.takes_context and act.scope.parent is None else None
         try:
-            await self._commits.add(record, own)
+            await self._commits.add(record, own, outcome.change)
         except NotSerializableError as error:
-            return failure(act.path, error, record.attempts, record.latency_s)
+            return replace(failure(act.path, error, record.attempts, record.latency_s), change=outcome.change)
         self._scopes.apply(act.scope, changes)
         return Outcome(record)
 
@@ -205,7 +330,7 @@ class CompositeRun:
         if self._tree.absorbs(where):
             if scope is not None:
                 await self._scopes.restore(scope)
-            self._saved.places[path] = await self._commits.add(outcome.record)
+            self._saved.places[path] = await self._commits.add(outcome.record, change=outcome.change)
             if not self._tree.wants(where):  # meanwhile all of it has failed, of something else
                 self._stray.append(self._saved.places[path])
             self._announce(StepFailed(run_id=self._run_id, result=outcome.record, error=outcome.error))
@@ -259,3 +384,8 @@ class CompositeRun:
     def _run_id(self) -> str:
         run_id: str = self._commits.state["run_id"]
         return run_id
+
+
+def _known(state: State, path: Path) -> State:
+    """Return the state in which it is known how the step at `path` came out, and nothing is waited for there."""
+    return closed(over(state, path), path)

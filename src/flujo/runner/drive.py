@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from flujo import _ids
@@ -19,15 +20,26 @@ from flujo.engine import (
     failed,
     finished,
     first_record,
+    is_cancelled,
+    is_held,
     records_so_far,
     sort_out,
     undoing,
     void_records,
+    wakes_at,
 )  # fmt: skip
-from flujo.errors import BackendClosedError, CrashLoopError, NotSerializableError, StateError
+from flujo.errors import (
+    BackendClosedError,
+    CrashLoopError,
+    DeadlineExceededError,
+    NotSerializableError,
+    StateError,
+    UnreadMailError,
+)  # fmt: skip
 from flujo.execution.events import (
     RunEnded,
     RunInterrupted,
+    RunPaused,
     RunStarted,
     StepFailed,
     StepSaved,
@@ -37,12 +49,14 @@ from flujo.execution.failure import describe, recorded
 from flujo.pipeline import Registered
 from flujo.runner.commits import Commits
 from flujo.runner.composite import CompositeRun
+from flujo.runner.mailbox import Mailbox
 from flujo.runner.opening import Opened, Setup
-from flujo.runner.performing import Outcome, Performer, TopPlace, cancels, failure
-from flujo.runner.result import PipelineResult
+from flujo.runner.performing import TIMER_S, Outcome, Performer, TopPlace, cancels, failure
+from flujo.runner.result import PipelineResult, waiting_of
 from flujo.runner.saving import Keeper
 from flujo.runner.scopes import RunContext
 from flujo.runner.undoing import Undoing
+from flujo.runner.watching import Watch
 from flujo.state.backends.base import State
 from flujo.state.models import StepRecord
 
@@ -52,7 +66,7 @@ _log = logging.getLogger("flujo")
 class Drive:
     """A claimed run. `advance` does and saves one step; `close` gives the run back, whatever happened."""
 
-    def __init__(self, setup: Setup, keeper: Keeper, opened: Opened, *, cancel: bool = False) -> None:
+    def __init__(self, setup: Setup, keeper: Keeper, opened: Opened) -> None:
         self._setup, self._keeper = setup, keeper
         self._commits = Commits(keeper, opened.state, setup.clock)
         self._code: Registered = opened.code
@@ -62,14 +76,16 @@ class Drive:
         self._context = RunContext(setup, self._commits, opened)
         self._performer = Performer(setup, self._commits)
         crashes = opened.crashes if opened.state["phase"] == "undoing" else 0  # else they were some step's
-        self._undoing = Undoing(self._performer, self._context, opened.code.pipeline, crashes)
+        self._undoing = Undoing(self._performer, self._context, opened.code.pipeline, crashes, self._pause)
         self._restored = opened.state["history_offset"]
         self._records: list[StepRecord] | None = []  # None: there are more than are to be held in memory
         self._error: BaseException | None = None
         self._announce = setup.announcer
         self._chatty = setup.announcer.wants_all()
         self._released = False
-        self._cancel = cancel and opened.state["phase"] != "undoing"
+        self._mailbox = Mailbox(self._commits, unread=opened.unread)
+        self._watch = Watch(self._commits, self._mailbox, setup.clock)
+        keeper.backend.watch(self.run_id, self._fence, self._watch.wake)
         if self._chatty:
             try:
                 self._announce_start()
@@ -99,42 +115,109 @@ class Drive:
         return run_id
 
     async def advance(self) -> StepRecord | None:
-        """Do the next step and save it; return its record, or None where there is nothing left to do.
+        """Do the next step and save it; return its record, or None where there is nothing left to do now.
 
         Raises what stops a run without ending it: a failed save, a cancellation, KeyboardInterrupt.
         """
-        if self._cancel:
-            self._cancel = False
+        while True:
+            if self._mailbox.stale or self.state["waiting"] is not None:
+                await self._heed()
+            if self.state["status"] != "running":
+                self._announce_pause()
+                return None
+            if self.state["phase"] == "undoing":
+                record = await self._undo()
+                if record is None and self.state["status"] == "running":
+                    continue  # it was to be paused, and a message came
+                return record
+            do = decide(self._code.pipeline, self.state)
+            if do is None:
+                await self._finish()
+                return None
+            refused = self._refused(do)
+            if refused is not None:
+                return await self._failed(refused)
+            task = asyncio.current_task()
+            before = cancels(task)
+            done = await self._watch.interruptibly(self._done(do), self.state["deadline"])
+            if done is not None:
+                record = await self._came_out(do, *done)
+                if cancels(task) > before:  # and the step went on to its end all the same
+                    raise asyncio.CancelledError
+                return record
+
+    def _announce_pause(self) -> None:
+        if self._chatty and self.state["status"] == "paused":
+            waiting = tuple(map(str, waiting_of(self.state["waiting"])))
+            self._announce(RunPaused(run_id=self.run_id, waiting=waiting))
+
+    async def _heed(self) -> None:
+        """Read what has come, and do what somebody has ordered."""
+        while self._mailbox.stale:
+            await self._mailbox.refresh()
+        if self.state["waiting"] is None or self.state["phase"] is not None or self.state["status"] != "running":
+            return
+        if is_cancelled(self.state):
             await self._commits.whole(undoing(self.state, None, None, "cancelled", self._setup.clock.now()))
-        if self.state["phase"] == "undoing" and self.state["status"] == "running":
-            return await self._undo()
-        do = decide(self._code.pipeline, self.state)
-        if do is None:
-            await self._finish()
-            return None
+        elif is_held(self.state):
+            await self._pause()
+
+    def _refused(self, do: Do) -> Outcome | None:
+        """Return why the step is not to be tried."""
         if self._crashes >= self._setup.max_crashes:
-            await self._give_up(do)
-            return await self._undo() if self.state["status"] == "running" else None
-        task = asyncio.current_task()
-        before = cancels(task)
-        void: list[int] = []
-        if do.step.control is not None:
-            outcome, void = await self._compose(do)
-        else:
-            outcome = await self._perform(do)
+            return self._given_up(do)
+        deadline = self.state["deadline"]
+        if deadline is not None and deadline <= self._setup.clock.now():
+            return self._too_late(do)
+        return None
+
+    async def _came_out(self, do: Do, outcome: Outcome, void: list[int]) -> StepRecord:
+        """Save how a step came out."""
         if outcome.error is None:
             try:
-                await self._save_success(do, outcome.record)
+                await self._save_success(do, outcome)
             except NotSerializableError as error:
-                outcome = failure(do.path, error, outcome.record.attempts, outcome.record.latency_s)
+                record = outcome.record
+                outcome = replace(failure(do.path, error, record.attempts, record.latency_s), change=outcome.change)
         if outcome.error is not None:
             await self._save_failure(outcome, void)
         if self._records is not None:
             self._records.append(outcome.record)
         self._crashes = 0
-        if cancels(task) > before:  # and the step went on to its end all the same
-            raise asyncio.CancelledError
         return outcome.record
+
+    async def _failed(self, outcome: Outcome) -> StepRecord:
+        """Save that the run failed before it could go on."""
+        if self.state["position"] and "from" in self.state["position"]:
+            self._records = None
+        await self._save_failure(outcome, [])
+        if self._records is not None:
+            self._records.append(outcome.record)
+        return outcome.record
+
+    async def _done(self, do: Do) -> tuple[Outcome, list[int]] | None:
+        """Do a step; None where all that is left of it has to wait, and the run is paused."""
+        if do.step.control is not None or self._is_special(do):
+            return await self._compose(do)
+        return await self._perform(do), []
+
+    def _is_special(self, do: Do) -> bool:
+        """Return whether a function may have to wait, or be asked about: for another attempt, or after a crash."""
+        return do.step.on_crash != "retry" or do.step.retry.longest > TIMER_S
+
+    def _too_late(self, do: Do) -> Outcome:
+        error = DeadlineExceededError(
+            f"The deadline of run {self.run_id!r} has passed ({self.state['deadline']:%Y-%m-%d %H:%M:%S} UTC).",
+            hint="Run it again with the same run_id and another `deadline` to go on.",
+            run_id=self.run_id, deadline=self.state["deadline"],
+        )  # fmt: skip
+        return failure(do.path, error, attempts_before(self.state))
+
+    async def _pause(self) -> None:
+        try:
+            await self._commits.pause()
+        except UnreadMailError:
+            await self._mailbox.refresh()
 
     async def _perform(self, do: Do) -> Outcome:
         """Do a step that is a function."""
@@ -146,14 +229,25 @@ class Drive:
             self._records = None
         return outcome
 
-    async def _compose(self, do: Do) -> tuple[Outcome, list[int]]:
-        """Do a step with pipelines inside; return also the places of failures on record that a retry makes good."""
-        saved = await self._saved() or Saved()
+    async def _compose(self, do: Do) -> tuple[Outcome, list[int]] | None:
+        """Do a step in which several things may go on, or that may have to wait; None: it does, and the run is paused.
+
+        With the outcome come the places of failures on record that a retry makes good.
+        """
+        saved = await self._saved()
+        if saved is None:
+            saved = Saved(attempts={do.path: attempts_before(self.state)})
         self._records = None
-        if self._chatty:
+        if self._chatty and do.step.bodies:
             self._announce(StepStarted(run_id=self.run_id, path=do.path, attempt=self._crashes + 1))
-        going = CompositeRun(self._performer, self._context, do, saved, self._crashes)
-        return await going.run(), going.void
+        self._watch.listener = going = CompositeRun(
+            self._performer, self._context, do, saved, self._crashes, self._mailbox
+        )
+        try:
+            outcome = await going.run()
+        finally:
+            self._watch.listener = None
+        return None if outcome is None else (outcome, going.void)
 
     async def _saved(self) -> Saved | None:
         """Return what of the step that is under way is on record."""
@@ -169,9 +263,11 @@ class Drive:
             await self._commits.whole(finished(self.state, self._setup.clock.now()))
             self._announce(RunEnded(run_id=self.run_id, status="completed"))
 
-    async def _save_success(self, do: Do, record: StepRecord) -> None:
+    async def _save_success(self, do: Do, outcome: Outcome) -> None:
         values = self._context.values if do.step.takes_context else self.state["pipeline_context"]
-        after = completed(self.state, record, values, self._total, self._setup.clock.now())
+        state = self.state if outcome.change is None else outcome.change(self.state)
+        record = outcome.record
+        after = completed(state, record, values, self._total, self._setup.clock.now())
         await self._commits.whole(after)
         if self._chatty:
             self._announce(StepSaved(run_id=self.run_id, result=record))
@@ -187,6 +283,8 @@ class Drive:
             if stored is not None and self._keeper.subclassed:  # it may save a copy, which is then encoded anew
                 unchanged = {name: stored[name] for name in ("pipeline_context", "last_step_output")}
                 self._commits.state = {**self.state, **unchanged}
+        if outcome.change is not None:
+            self._commits.change(outcome.change)
         if self._records is None:  # what failed is tried again, whatever its record says
             void = [*void, records_so_far(self.state) - first_record(self.state)]
         described, now = describe(outcome.error), self._setup.clock.now()
@@ -211,7 +309,7 @@ class Drive:
             raise asyncio.CancelledError
         return record
 
-    async def _give_up(self, do: Do) -> None:
+    def _given_up(self, do: Do) -> Outcome:
         path = _ids.path_text(do.path)
         error = CrashLoopError(
             f"Run {self.run_id!r} was given up: its process died {self._crashes} times at step {path!r}.",
@@ -220,14 +318,9 @@ class Drive:
             step=do.step.name,
             crashes=self._crashes,
         )
-        record = StepRecord(
-            path=do.path, success=False, attempts=attempts_before(self.state) + self._crashes, feedback=str(error)
-        )
-        if self.state["position"] and "from" in self.state["position"]:
-            self._records = None
-        await self._save_failure(Outcome(record, error), [])
-        if self._records is not None:
-            self._records.append(record)
+        attempts = attempts_before(self.state) + self._crashes
+        record = StepRecord(path=do.path, success=False, attempts=attempts, feedback=str(error))
+        return Outcome(record, error)
 
     def result(self) -> PipelineResult[Any]:
         """Return how the run stands now."""
@@ -253,6 +346,7 @@ class Drive:
         if not self._held and not self._keeper.lends:
             return
         self._released = True
+        self._watch.close()
         try:
             await self._keeper.backend.release(self.run_id, self._fence)
         except BackendClosedError:  # closing gave it back
@@ -288,6 +382,9 @@ def make_result(
         pipeline_name=state["pipeline_name"],
         pipeline_version=state["pipeline_version"],
         phase=state["phase"],
+        waiting=waiting_of(state["waiting"]) if state["status"] == "paused" else (),
+        wakes_at=wakes_at(state) if state["status"] == "paused" else None,
+        cancelled=(state["waiting"] or {}).get("cancel"),
         earlier=keeper.reader(state["run_id"], restored),
         now=list(records),
     )

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import signal
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar, overload
 
 from pydantic import BaseModel
 
 from flujo import _ids
 from flujo._clock import Clock, SystemClock
-from flujo.errors import ConfigurationError, RunEndedError, RunInsideLoopError
+from flujo.errors import ConfigurationError, RunEndedError, RunInProgressError
 from flujo.execution.context import ContextKind
 from flujo.execution.events import Announcer, Hook
 from flujo.execution.executors import Executors, Given
-from flujo.execution.forks import listening
 from flujo.pipeline import LATEST, Merge, MergeFunction, Pipeline, PipelineRegistry, Step
 from flujo.runner.code import Code
-from flujo.runner.drive import Drive, make_result
-from flujo.runner.opening import MISSING, Opening, Request, Setup
+from flujo.runner.executing import RunExecution, looked_at, run_now
+from flujo.runner.opening import MISSING, Request, Setup
+from flujo.runner.posting import Post
 from flujo.runner.result import PipelineResult
 from flujo.runner.saving import Keeper
 from flujo.state.backends.base import StateBackend
 from flujo.state.backends.memory import InMemoryBackend
 from flujo.state.codec import declare
-from flujo.state.models import StepRecord
+from flujo.state.mail import Message
+from flujo.state.models import as_utc
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -129,6 +128,7 @@ class Flujo(Generic[In, Out]):
         if pipeline is not None:
             self._setup.contexts.check(code.for_new().pipeline)
             self._setup.executors.check(code.for_new().pipeline)
+        self._post = Post(self._setup, self.backend)
 
     def run(
         self,
@@ -137,16 +137,21 @@ class Flujo(Generic[In, Out]):
         run_id: str | None = None,
         wait: bool = False,
         initial_context_data: Initial = None,
+        deadline: timedelta | datetime | None = None,
     ) -> PipelineResult[Out]:
         """Run the pipeline to its end, or go on with the run of this run_id, and return how it came out.
 
         Arguments: `input` of the first step; `run_id`, by default a new one; `wait`: where another runner executes
-        the run, wait for it and take over if it dies; `initial_context_data` for this run.
+        the run, wait for it and take over if it dies, and where it waits for nothing but the time (a sleep, the delay
+        before a retry), wait that long, also where that is more than 5 s; `initial_context_data` for this run;
+        `deadline`, when the run has to have ended or fails with DeadlineExceededError: from now, or a moment. A run
+        that exists keeps its own, unless that has passed.
+        A run that waits for a person, for a signal, or for a time that is further off is returned `paused`.
         A failing step does not raise here: see `PipelineResult.status`, `.error`, `.output`.
         Raises RunInsideLoopError, RunInProgressError, ResumeError, ConfigurationError, StateError (a failed save).
         Ctrl-C and SIGTERM interrupt: the run is given back as it was last saved, and goes on with the next `run`.
         """
-        return self._now(self._execution(input, run_id, initial_context_data, wait=wait, inline=True))
+        return run_now(self._execution(input, run_id, initial_context_data, wait=wait, inline=True, deadline=deadline))
 
     def run_async(
         self,
@@ -155,43 +160,156 @@ class Flujo(Generic[In, Out]):
         run_id: str | None = None,
         wait: bool = False,
         initial_context_data: Initial = None,
+        deadline: timedelta | datetime | None = None,
     ) -> RunExecution[Out]:
         """Return the run as a coroutine: `await` it for its result, or iterate over it.
 
         `async for` gives a `StepResult` after each step that is executed and saved, and the `PipelineResult` last;
         leaving the loop early gives the run back. Arguments and errors are those of `run`.
         """
-        return self._execution(input, run_id, initial_context_data, wait=wait, inline=False)
+        return self._execution(input, run_id, initial_context_data, wait=wait, inline=False, deadline=deadline)
 
-    def cancel(self, run_id: str) -> PipelineResult[Out]:
-        """End a run that nobody executes: its undos run, and it is `cancelled`. Cancelling it again changes nothing.
+    def resume(
+        self,
+        run_id: str | PipelineResult[Any],
+        human_input: Any = MISSING,
+        *,
+        by: str | None = None,
+        at: str | None = None,
+        reason: str | None = None,
+        wait: bool = False,
+    ) -> PipelineResult[Out]:
+        """Answer what a run waits for, and go on with it; without an answer, go on with one that `pause` has paused.
 
-        Raises RunNotFoundError, RunEndedError (it has completed, or failed and was undone), RunInProgressError, and
-        what `run` raises. Where an undo fails, the result says so (`failed`), and cancelling or running it again goes
-        on undoing.
+        Arguments: `run_id`, or the paused result, which says exactly which question is meant; `human_input`, of the
+        type that the step asks for, or data that makes one; `by`, who answers; `at`, the path of the step, where
+        several wait; `reason`, why a pause ends; `wait` as for `run`.
+        Raises RunNotFoundError, RunNotWaitingError, InvalidAnswerError, AlreadyAnsweredError, AnswerTooLateError,
+        NoVoteError (the run is as it was, and waits on), RunEndedError, ResumeError, and what `run` raises.
         """
-        return self._now(self._execution(MISSING, run_id, None, wait=False, inline=True, cancel=True))
+        return run_now(self._resumed(run_id, human_input, by, at, reason, wait=wait, inline=True))
 
-    def cancel_async(self, run_id: str) -> RunExecution[Out]:
+    def resume_async(
+        self,
+        run_id: str | PipelineResult[Any],
+        human_input: Any = MISSING,
+        *,
+        by: str | None = None,
+        at: str | None = None,
+        reason: str | None = None,
+        wait: bool = False,
+    ) -> RunExecution[Out]:
+        """Do what `resume` does, as a coroutine."""
+        return self._resumed(run_id, human_input, by, at, reason, wait=wait, inline=False)
+
+    def signal(
+        self, run_id: str, name: str, payload: Any = None, *, id: str | None = None, by: str | None = None
+    ) -> None:
+        """Send a run a signal. It is stored when this returns, and used by the first step that waits for it.
+
+        Arguments: `id`, the same for each try to send the same signal: it counts once; `by`, who sends it.
+        A paused run that waits for it can go on with the next `run`, or by a worker.
+        Raises UnknownSignalError, InvalidAnswerError (of the wrong type), RunNotFoundError, RunEndedError,
+        MailboxFullError, NotSerializableError, ResumeError.
+        """
+        run_now(self.signal_async(run_id, name, payload, id=id, by=by))
+
+    async def signal_async(
+        self, run_id: str, name: str, payload: Any = None, *, id: str | None = None, by: str | None = None
+    ) -> None:
+        """Do what `signal` does, as a coroutine."""
+        await self._post.signal(_ids.check_run_id(run_id), name, payload, id, by)
+
+    def pause(self, run_id: str, *, by: str | None = None, reason: str | None = None) -> None:
+        """Have a run stand still until `resume(run_id)`.
+
+        That is at once where nobody executes it, else as soon as what is under way has ended. A paused run takes
+        answers and signals, and no timer of it fires. Raises RunNotFoundError, RunEndedError, RunNotWaitingError (it
+        has failed), RunInProgressError (it is executed, on a backend without a mailbox).
+        """
+        run_now(self.pause_async(run_id, by=by, reason=reason))
+
+    async def pause_async(self, run_id: str, *, by: str | None = None, reason: str | None = None) -> None:
+        """Do what `pause` does, as a coroutine."""
+        await self._post.order(_ids.check_run_id(run_id), "pause", by, reason)
+        with contextlib.suppress(RunInProgressError):  # its owner has been told
+            await self._execution(MISSING, run_id, None, wait=False, inline=False, known=True)
+
+    def cancel(self, run_id: str, *, by: str | None = None, reason: str | None = None) -> PipelineResult[Out]:
+        """End a run: what is under way is cancelled, its undos run, and it is `cancelled`; once more changes nothing.
+
+        Where another process executes the run, that one is told, and waited for; if it dies, this one ends the run.
+        Raises RunNotFoundError, RunEndedError (it has completed, or failed and was undone), RunInProgressError
+        (executed on a backend without a mailbox), and what `run` raises. Where an undo fails, the result says so
+        (`failed`), and cancelling or running it again goes on undoing.
+        """
+        return run_now(self._cancelled(run_id, by, reason, inline=True))
+
+    def cancel_async(self, run_id: str, *, by: str | None = None, reason: str | None = None) -> RunExecution[Out]:
         """Do what `cancel` does, as a coroutine."""
-        return self._execution(MISSING, run_id, None, wait=False, inline=False, cancel=True)
+        return self._cancelled(run_id, by, reason, inline=False)
 
-    @staticmethod
-    def _now(execution: RunExecution[Out]) -> PipelineResult[Out]:
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            pass
-        else:
-            raise RunInsideLoopError(
-                "run() or cancel() was called while an event loop is running in this thread.",
-                hint="Use `await runner.run_async(...)` there, or cancel_async.",
-            )
-        with asyncio.Runner() as loop:
-            return loop.run(_until_terminated(execution))
+    def get(self, run_id: str) -> PipelineResult[Out]:
+        """Return how a run stands, and change nothing: also of one that is `running`; raises RunNotFoundError."""
+        return run_now(self.get_async(run_id))
+
+    async def get_async(self, run_id: str) -> PipelineResult[Out]:
+        """Do what `get` does, as a coroutine."""
+        return await looked_at(self._setup, Keeper(self.backend), _ids.check_run_id(run_id))
+
+    async def messages_async(self, run_id: str) -> list[Message]:
+        """Return the messages that were sent to a run, in order: who answered, cancelled or paused it, when and why."""
+        return await self.backend.mail(_ids.check_run_id(run_id))
+
+    def messages(self, run_id: str) -> list[Message]:
+        """Return the messages that were sent to a run, in order: who answered, cancelled or paused it, when and why."""
+        return run_now(self.messages_async(run_id))
+
+    def _resumed(
+        self, run: str | PipelineResult[Any], answer: Any, by: str | None, at: str | None, reason: str | None,
+        *, wait: bool, inline: bool,
+    ) -> RunExecution[Out]:  # fmt: skip
+        run_id = _ids.check_run_id(run.run_id if isinstance(run, PipelineResult) else run)
+        seen = run if isinstance(run, PipelineResult) else None
+
+        async def send() -> None:
+            if answer is MISSING:
+                await self._post.order(run_id, "resume", by, reason)
+            else:
+                await self._post.answer(run_id, answer, by, at, seen)
+
+        return self._execution(MISSING, run_id, None, wait=wait, inline=inline, known=True, attach=True, before=send)
+
+    def _cancelled(self, run_id: str, by: str | None, reason: str | None, *, inline: bool) -> RunExecution[Out]:
+        async def send() -> None:
+            try:
+                await self._post.order(run_id, "cancel", by, reason)
+            except RunEndedError as error:
+                if error.data.get("status") != "cancelled":
+                    raise
+
+        def check(result: PipelineResult[Any]) -> None:
+            if result.status == "completed":  # its last step was saved before anybody read that
+                raise RunEndedError(
+                    f"Run {run_id!r} has ended ({result.status}), and cannot be cancelled.",
+                    hint="What it did can only be taken back by another run.", run_id=run_id, status=result.status,
+                )  # fmt: skip
+
+        return self._execution(MISSING, run_id, None, wait=True, inline=inline, known=True, before=send, check=check)
 
     def _execution(
-        self, given: In, run_id: str | None, initial: Initial, *, wait: bool, inline: bool, cancel: bool = False
+        self,
+        given: In,
+        run_id: str | None,
+        initial: Initial,
+        *,
+        wait: bool,
+        inline: bool,
+        deadline: timedelta | datetime | None = None,
+        known: bool = False,
+        attach: bool = False,
+        before: Callable[[], Coroutine[Any, Any, object]] | None = None,
+        check: Callable[[PipelineResult[Any]], None] | None = None,
     ) -> RunExecution[Out]:
         request = Request(
             run_id=_ids.new_run_id() if run_id is None else _ids.check_run_id(run_id),
@@ -199,134 +317,19 @@ class Flujo(Generic[In, Out]):
             initial_context=initial,
             wait=wait,
             inline=inline,
-            cancel=cancel,
+            deadline=None if deadline is None else _moment(deadline, self._setup.clock),
+            known=known,
+            attach=attach or wait,
         )
-        return RunExecution(self._setup, Keeper(self.backend), request)
+        return RunExecution(self._setup, Keeper(self.backend), request, before, check)
 
 
-class RunExecution(Coroutine[Any, Any, PipelineResult[Out]], Generic[Out]):
-    """A run that can be awaited, scheduled as a task, or iterated over, once."""
-
-    def __init__(self, setup: Setup, keeper: Keeper, request: Request) -> None:
-        self.run_id = request.run_id
-        self._setup, self._keeper, self._request = setup, keeper, request
-        self._coroutine: Coroutine[Any, Any, PipelineResult[Out]] | None = None
-
-    async def _open(self) -> Drive | PipelineResult[Out]:
-        opened = await Opening(self._setup, self._keeper, self._request).open()
-        if opened.fence is not None:
-            return Drive(self._setup, self._keeper, opened, cancel=self._request.cancel)
-        if self._request.cancel and opened.state["status"] != "cancelled":
-            raise RunEndedError(
-                f"Run {self.run_id!r} has ended ({opened.state['status']}), and cannot be cancelled.",
-                hint="What it did can only be taken back by another run.",
-                run_id=self.run_id, status=opened.state["status"],
-            )  # fmt: skip
-        restored = opened.state["history_offset"]
-        return make_result(self._setup, self._keeper, opened.state, restored=restored)
-
-    async def _to_the_end(self) -> PipelineResult[Out]:
-        drive = await self._open()
-        if isinstance(drive, PipelineResult):
-            return drive
-        try:
-            while await drive.advance() is not None:
-                pass
-        except GeneratorExit:  # nothing may be awaited now
-            drive.drop()
-            raise
-        except BaseException as error:
-            await drive.close(error)
-            raise
-        await drive.close()
-        return drive.result()
-
-    def _inner(self) -> Coroutine[Any, Any, PipelineResult[Out]]:
-        if self._coroutine is None:
-            self._coroutine = self._to_the_end()
-        return self._coroutine
-
-    def send(self, value: Any) -> Any:
-        """Go on; part of being a coroutine."""
-        return self._inner().send(value)
-
-    def throw(self, *error: Any) -> Any:
-        """Raise inside; part of being a coroutine."""
-        return self._inner().throw(*error)
-
-    def close(self) -> None:
-        """End without a result; part of being a coroutine."""
-        if self._coroutine is not None:
-            self._coroutine.close()
-
-    def __await__(self) -> Generator[Any, Any, PipelineResult[Out]]:
-        return self._inner().__await__()
-
-    def __aiter__(self) -> AsyncIterator[StepRecord | PipelineResult[Out]]:
-        return _Steps(self._open)
-
-
-class _Steps(AsyncIterator[Any]):
-    """The iteration over one run. Dropping it, as leaving `async for` early does, gives the run back at once."""
-
-    def __init__(self, open_run: Callable[[], Coroutine[Any, Any, Drive | PipelineResult[Any]]]) -> None:
-        self._open = open_run
-        self._drive: Drive | None = None
-        self._over = False
-
-    async def __anext__(self) -> Any:
-        if self._over:
-            raise StopAsyncIteration
-        if self._drive is None:
-            drive = await self._open()
-            if isinstance(drive, PipelineResult):
-                self._over = True
-                return drive
-            self._drive = drive
-        try:
-            record = await self._drive.advance()
-        except GeneratorExit:  # nothing may be awaited now
-            self._over = True
-            self._drive.drop()
-            raise
-        except BaseException as error:
-            self._over = True
-            await self._drive.close(error)
-            raise
-        if record is not None:
-            return record
-        self._over = True
-        await self._drive.close()
-        return self._drive.result()
-
-    def __del__(self) -> None:
-        if self._drive is not None:
-            self._drive.drop()
-
-
-async def _until_terminated(execution: RunExecution[Out]) -> PipelineResult[Out]:
-    """Await the run; on SIGTERM, unless the program handles it itself, interrupt it and raise SystemExit(143)."""
-    task = asyncio.current_task()
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not ours or task is None:
-        return await execution
-    terminated = False
-
-    def terminate() -> None:
-        nonlocal terminated
-        terminated = True
-        task.cancel()
-
-    loop = asyncio.get_running_loop()
-    listening.set()
-    loop.add_signal_handler(signal.SIGTERM, terminate)
-    try:
-        return await execution
-    except asyncio.CancelledError:
-        if terminated:
-            raise SystemExit(128 + signal.SIGTERM) from None
-        raise
-    finally:
-        with contextlib.suppress(ValueError):
-            loop.remove_signal_handler(signal.SIGTERM)
-        listening.clear()
+def _moment(deadline: timedelta | datetime, clock: Clock) -> datetime:
+    given: object = deadline
+    if isinstance(given, timedelta) and given > timedelta(0):
+        return clock.now() + given
+    if isinstance(given, datetime) and given.tzinfo is not None:
+        return as_utc(given)
+    raise ConfigurationError(
+        f"A deadline cannot be {given!r}.", hint="Give a timedelta from now, or a datetime with a time zone."
+    )

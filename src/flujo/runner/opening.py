@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
@@ -73,18 +74,25 @@ class Opened:
     crashes: int
     context: Any
     pristine: Pristine | None
+    unread: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a caller asks for: see `Flujo.run`. `inline`: saves may block the calling thread; `cancel`: end the run."""
+    """What a caller asks for: see `Flujo.run`.
+
+    `inline`: saves may block the calling thread; `deadline`: when the run has to have ended; `known`: the run is not to
+    be begun, since a message was sent to it; `attach`: whoever executes it is waited for.
+    """
 
     run_id: str
     input: Any
     initial_context: BaseModel | Mapping[str, Any] | None
     wait: bool
     inline: bool
-    cancel: bool = False
+    deadline: datetime | None = None
+    known: bool = False
+    attach: bool = False
 
 
 class Opening:
@@ -109,8 +117,6 @@ class Opening:
             total_steps=len(code.pipeline.steps), fingerprint=fingerprint(code.pipeline),
             input=None if given is MISSING else given, created_at=self._setup.clock.now(),
         )  # fmt: skip
-        if self._request.cancel and await self._keeper.backend.load_state(run_id) is None:
-            raise _not_found(run_id)
         claim = await self._claim(new)
         try:
             return self._new(code, new, claim) if claim.state is None else self._saved(claim, claim.state)
@@ -133,7 +139,7 @@ class Opening:
                         hint="A step cannot wait for the run that it is part of; give the inner one its own run_id.",
                         run_id=run_id,
                     ) from error
-                if not self._request.wait:
+                if not self._request.attach:
                     raise
             await clock.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_S)
@@ -146,14 +152,14 @@ class Opening:
         return self._setup.code.for_state(stored)
 
     def _new(self, code: Registered, new: NewRun, claim: Claim) -> Opened:
-        if self._request.cancel:  # it was deleted in this moment
-            raise _not_found(self._request.run_id)
+        if self._request.known:  # it was deleted in this moment, or its process died before anything was saved
+            raise not_found(self._request.run_id)
         setup, codec, steps = self._setup, self._keeper.codec, code.pipeline.steps
         setup.contexts.check(code.pipeline)
         setup.executors.check(code.pipeline)
         given = self._first_input(code, "does not exist")
         state = fresh(self._request.run_id, code, new.fingerprint, given, new.created_at)
-        state["fence"] = claim.fence
+        state["fence"], state["deadline"] = claim.fence, self._request.deadline
         context, encoded = None, {}
         initial = self._request.initial_context
         data = setup.initial_context if initial is None else initial
@@ -167,8 +173,9 @@ class Opening:
         if context is not None or steps[0].retry.max_retries:
             pristine = Pristine(input=codec.encode(given, "input"), context=encoded)
         return Opened(
-            state=state, code=code, fence=claim.fence, crashes=claim.crashes, context=context, pristine=pristine
-        )
+            state=state, code=code, fence=claim.fence, crashes=claim.crashes, context=context, pristine=pristine,
+            unread=claim.unread,
+        )  # fmt: skip
 
     def _first_input(self, code: Registered, why: str) -> Any:
         """Return what the first step starts with, for a run that holds no input; raises ConfigurationError."""
@@ -204,12 +211,15 @@ class Opening:
             fence = None
         if fence is not None:
             state = {**state, "fence": fence, "status": "running", "total_steps": len(code.pipeline.steps)}
-            if by_hand and state["current_step_index"] == 0 and not self._request.cancel:
+            passed = state["deadline"] is not None and state["deadline"] <= setup.clock.now()
+            if passed and self._request.deadline is not None:
+                state["deadline"] = self._request.deadline
+            if by_hand and state["current_step_index"] == 0 and not self._request.known:
                 state["input"] = self._first_input(code, "has no input")
                 pristine = Pristine(input=self._keeper.codec.encode(state["input"], "input"), context={})
         return Opened(
             state=state, code=code, fence=fence, crashes=claim.crashes,
-            context=context if context or self._wants_context(code) else None, pristine=pristine,
+            context=context if context or self._wants_context(code) else None, pristine=pristine, unread=claim.unread,
         )  # fmt: skip
 
     def _wants_context(self, code: Registered) -> bool:
@@ -230,9 +240,10 @@ class Opening:
             )
 
 
-def _not_found(run_id: str) -> RunNotFoundError:
+def not_found(run_id: str) -> RunNotFoundError:
+    """Return the error of a message to a run of which nothing is saved."""
     return RunNotFoundError(
-        f"There is no run {run_id!r} to cancel: nothing of it is saved.",
-        hint="Look for it with list_runs; one that has just begun can be cancelled from its first save on.",
+        f"There is no run {run_id!r}: nothing of it is saved.",
+        hint="Look for it with list_runs; one that has just begun is there from its first save on.",
         run_id=run_id,
     )

@@ -5,33 +5,44 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from flujo import _ids
-from flujo.engine import Act, Path, Saved, first_record
+from flujo.engine import Act, Path, Saved
+from flujo.errors import ConfigurationError
 from flujo.execution.attempt import attempt, ended
 from flujo.execution.current import CURRENT, CurrentStep
 from flujo.execution.events import StepProgress, StepRetrying, StepStarted
 from flujo.execution.failure import describe
 from flujo.execution.once import Once
-from flujo.pipeline import Step
-from flujo.runner.commits import Commits
+from flujo.pipeline import Reconciled, Step
+from flujo.runner.commits import Change, Commits
 from flujo.runner.opening import Setup
 from flujo.runner.scopes import RunContext, Scopes
 from flujo.state.models import StepRecord
 
 _log = logging.getLogger("flujo")
+TIMER_S = 5.0  # a longer delay before a retry is a timer in the store, and no sleeping task
+CLOCK_S = 10.0  # between looks at a clock that may have been set
 UNCHANGING = frozenset({type(None), bool, int, float, str, bytes, complex})
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step came out; `error` is None where it succeeded."""
+    """How a step came out; `error` is None where it succeeded.
+
+    `change` is what else becomes of the state when it is saved. `retry_in` says that it is not over: in so many seconds
+    there is to be another attempt, after `tries` of them, which did that `once`.
+    """
 
     record: StepRecord
     error: BaseException | None = None
+    change: Change | None = None
+    retry_in: float | None = None
+    tries: int = 0
+    once: Mapping[Path, StepRecord] = field(default_factory=dict)
 
 
 class Place(Protocol):
@@ -102,21 +113,24 @@ class Performer:
         self._run_id: str = commits.state["run_id"]
         self._announce = setup.announcer
         self._chatty = setup.announcer.wants_all()
-        self._fresh_once = Once({}, commits.add, setup.clock)
+        self._plain_once = Once({}, commits.add, setup.clock, None)
         self.abandoned: list[CurrentStep] = []  # attempts that nobody waits for, and that may still be running
 
-    async def perform(self, place: Place, saved: Saved | None) -> Outcome:
-        """Attempt the step until it succeeds or its retries are used up; `saved` holds what it did `once`.
+    async def perform(self, place: Place, saved: Saved | None, tries: int = 0) -> Outcome:
+        """Attempt the step until it succeeds, its retries are used up, or the next one is far off.
+
+        Arguments: `saved` holds what it did `once`; `tries`, the attempts that were made before a timer.
 
         Raises CancelledError where the task was cancelled, and what stops the run.
         """
         task = asyncio.current_task()
-        asked, tries, clock, step = cancels(task), 0, self.setup.clock, place.step
+        asked, clock, step = cancels(task), self.setup.clock, place.step
         pool = self.setup.executors.get(step.executor) if step.executor is not None else None
+        once = self._once(step, saved)
         while True:
             tries += 1
             current = CurrentStep(self._run_id, place.path, place.before + tries, None)
-            current.once = self._once(saved)
+            current.once = once
             if self._chatty:
                 self._announce_start(current)
             token = CURRENT.set(current)
@@ -142,8 +156,24 @@ class Performer:
             delay = step.retry.delay_before(tries, error, random.random) if isinstance(error, Exception) else None
             if delay is None:
                 return failure(place.path, error, current.attempt, latency)
-            saved = await self._pause(place, current, error, delay, saved)
+            if delay > TIMER_S:
+                return await self._put_off(place, current, error, delay, tries, once)
+            await self._pause(place, current, error, delay)
             del error  # its traceback holds this frame, and with it whoever iterates over the run
+
+    async def reconcile(self, act: Act, asked: Step[Any, Any], scopes: Scopes) -> Outcome:
+        """Ask the step's reconcile function, with the step's idempotency key, whether it had happened."""
+        key = CurrentStep(self._run_id, act.path, 1, None).idempotency_key
+        path = (*act.path, ">" + asked.name)
+        place = InnerPlace(Act(path, act.scope, asked, key), 0, scopes, self.commits)
+        outcome = await self.perform(place, None)
+        if outcome.error is None and not isinstance(outcome.record.output, Reconciled):
+            wrong = ConfigurationError(
+                f"The reconcile function of step {_ids.path_text(act.path)!r} returned {outcome.record.output!r}.",
+                hint="It returns a Reconciled: did the step happen, and what is its output?",
+            )
+            return replace(failure(act.path, wrong), retry_in=None)
+        return replace(outcome, record=replace(outcome.record, path=act.path), retry_in=None)
 
     def _leave(self, current: CurrentStep) -> None:
         """The attempt is over: what it has left behind must not do anything in its name."""
@@ -151,36 +181,44 @@ class Performer:
         if current.call is not None and not current.call.ended.done():
             self.abandoned.append(current)
 
-    def _once(self, saved: Saved | None) -> Once:
-        if saved is None:
-            return self._fresh_once
-        return Once(saved.done, self.commits.add, self.setup.clock)
+    def _once(self, step: Step[Any, Any], saved: Saved | None) -> Once:
+        if saved is None and not step.retry.max_retries:
+            return self._plain_once
+        codec = self.commits.keeper.codec if step.retry.max_retries else None
+        return Once(saved.done if saved is not None else {}, self.commits.add, self.setup.clock, codec)
 
     def _announce_start(self, current: CurrentStep) -> None:
         current.report = self._progress(current.path)
         self._announce(StepStarted(run_id=self._run_id, path=current.path, attempt=current.attempt))
 
-    async def _pause(
-        self, place: Place, current: CurrentStep, error: BaseException, delay: float, saved: Saved | None
-    ) -> Saved | None:
+    async def _pause(self, place: Place, current: CurrentStep, error: BaseException, delay: float) -> None:
         """Wait for the next attempt, and put everything back for it."""
+        self._announce_retry(place, current, error, delay)
+        del error
+        await self.setup.clock.sleep(delay)
+        await self._put_back(place, current)
+
+    async def _put_off(
+        self, place: Place, current: CurrentStep, error: BaseException, delay: float, tries: int, once: Once
+    ) -> Outcome:
+        """Put everything back for an attempt that is far off."""
+        self._announce_retry(place, current, error, delay)
+        await self._put_back(place, current)
+        outcome = failure(place.path, error, current.attempt)
+        return replace(outcome, retry_in=delay, tries=tries, once=once.records())
+
+    def _announce_retry(self, place: Place, current: CurrentStep, error: BaseException, delay: float) -> None:
         self._announce(
             StepRetrying(run_id=self._run_id, path=place.path, attempt=current.attempt, error=error, delay_s=delay)
         )
-        del error
-        await self.setup.clock.sleep(delay)
+
+    async def _put_back(self, place: Place, current: CurrentStep) -> None:
+        """Put back what an attempt may have changed, when what it has left behind has ended."""
         if not await ended(current):
             _log.warning(
                 "run %s: step %s: an abandoned attempt is still running", self._run_id, _ids.path_text(place.path)
             )
         await place.restore()
-        return await self.recall(place.path) if current.used else saved
-
-    async def recall(self, path: Path) -> Saved:
-        """Read again what was done `once` in that step."""
-        state = self.commits.state
-        records = await self.commits.keeper.records_after(self._run_id, first_record(state))
-        return Saved(done={r.path: r for r in records if r.path[:-1] == path and r.path[-1][0] == ">"})
 
     def _progress(self, path: Path) -> Callable[[float, float | None], None]:
         def report(done: float, total: float | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic_core import from_json
@@ -20,7 +21,8 @@ from flujo.state.models import StepRecord, checked_state, record_from
 _PAYLOADS = ("pipeline_context", "last_step_output", "input")
 _DEFAULTS: State = {
     "rev": 0, "position": None, "step_history": [], "history_offset": 0, "fingerprint": None, "input": None,
-    "error": None, "total_steps": None, "phase": None,
+    "error": None, "total_steps": None, "phase": None, "waiting": None, "mail_seen": 0, "due_at": None,
+    "deadline": None,
 }  # fmt: skip
 
 
@@ -55,7 +57,7 @@ class Keeper:
             if claim.fence is not None:
                 self.backend.abandon(run_id, claim.fence, refused=True)
             raise
-        return Claim(fence=claim.fence, state=state, crashes=claim.crashes)
+        return replace(claim, state=state)
 
     def lifted(self, run_id: str, stored: State) -> State:
         """Return a stored state with every field there and live values in it."""
@@ -99,6 +101,8 @@ class Keeper:
         if not self.backend.holds(state["run_id"], state["fence"]):
             raise _ledger.fenced(state["run_id"], "another runner has claimed the run")
         prepared, records = state.copy(), state["step_history"]
+        if type(self.backend).post is StateBackend.post:  # nobody can write to the run meanwhile
+            prepared.pop("guard", None)
         if self.plain:
             payloads = {name: self._lower(name, state[name], state["current_step_index"]) for name in _PAYLOADS}
             records = [self._plain_record(record) for record in records]
@@ -181,8 +185,9 @@ def _facts(record: Any) -> Any:
     if not isinstance(record, StepRecord):
         return record
     facts = {name: getattr(record, name) for name in StepRecord.__slots__} | {"path": list(record.path)}
-    if record.context_changes is None:
-        del facts["context_changes"]
+    for name in ("context_changes", "by"):
+        if facts[name] is None:
+            del facts[name]
     return facts
 
 

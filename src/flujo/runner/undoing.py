@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from flujo import _ids
-from flujo.engine import UNDO, Path, Saved, Undo, undid, undo_failed, undone, undos
+from flujo._clock import micros
+from flujo.engine import UNDO, Path, Saved, Undo, closed, opened, put_off, undid, undo_failed, undone, undos, wait_at
 from flujo.errors import CrashLoopError, NotSerializableError, UndoFailedError
 from flujo.execution.attempt import ended
 from flujo.execution.events import RunEnded, StepFailed, StepSaved
@@ -44,8 +47,14 @@ class Undoing:
     """What is to be undone of one run. `error` is why an undo failed, if one did."""
 
     def __init__(
-        self, performer: Performer, context: RunContext, pipeline: Pipeline[Any, Any], crashes: int = 0
+        self,
+        performer: Performer,
+        context: RunContext,
+        pipeline: Pipeline[Any, Any],
+        crashes: int,
+        pause: Callable[[], Awaitable[None]],
     ) -> None:
+        self._pause = pause
         self._performer, self._commits = performer, performer.commits
         self._context, self._pipeline, self._crashes = context, pipeline, crashes
         self._clock, self._announce = performer.setup.clock, performer.setup.announcer
@@ -62,16 +71,27 @@ class Undoing:
         return self._left
 
     async def next(self) -> StepRecord | None:
-        """Undo one step, and return the record of that; None where all is undone, which then is saved."""
+        """Undo one step, and return the record of that; None where all is undone, which then is saved, or it pauses."""
         left = await self.left()
         if not left:
             await self._commits.whole(undone(self._commits.state, self._clock.now()))
             state = self._commits.state
             self._announce(RunEnded(run_id=state["run_id"], status=state["status"]))
             return None
+        wait = wait_at(self._commits.state, left[0].path)
+        if wait is not None and (wait["until"] or 0) > micros(self._clock.now()):
+            await self._pause()
+            return None
         await self._wait_for_abandoned(left[0].path)
-        outcome = await self._perform(left[0])
+        outcome = await self._perform(left[0], wait["tries"] if wait is not None else 0)
         self._crashes = 0
+        if outcome.retry_in is not None:
+            self._once.done.update(outcome.once)
+            self._put_off(outcome, outcome.retry_in)
+            await self._pause()
+            return None
+        if wait is not None:
+            self._commits.change(partial(closed, path=left[0].path))
         if outcome.error is None:
             outcome = await self._save(left[0], outcome)
         if outcome.error is not None:
@@ -80,7 +100,13 @@ class Undoing:
             left.pop(0)
         return outcome.record
 
-    async def _perform(self, undo: Undo) -> Outcome:
+    def _put_off(self, outcome: Outcome, delay: float) -> None:
+        """The next attempt is far off: until then the run is paused."""
+        path, why = outcome.record.path, outcome.record.feedback or ""
+        wait = put_off(self._commits.state, path, self._clock.now(), delay, why, outcome.tries)
+        self._commits.change(partial(opened, wait=wait))
+
+    async def _perform(self, undo: Undo, tries: int) -> Outcome:
         before = undo.attempts + self._crashes
         if self._crashes >= self._performer.setup.max_crashes:
             error = CrashLoopError(
@@ -90,7 +116,7 @@ class Undoing:
             )  # fmt: skip
             return failure(undo.path, error, before)
         place = UndoPlace(undo, before, self._context, self._commits.keeper.codec)
-        return await self._performer.perform(place, self._once)
+        return await self._performer.perform(place, self._once, tries)
 
     async def _save(self, undo: Undo, outcome: Outcome) -> Outcome:
         state = self._commits.state

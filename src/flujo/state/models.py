@@ -64,7 +64,8 @@ class StepRecord:
     Fields: `path` from the top level down, `output` (None if it failed), `success`, `attempts` made,
     `latency_s` of the last attempt in seconds, `feedback`, the text of the failure, or None; `context_changes`, what
     a step within a parallel branch or a map's item changed in the context of its own: a field's new value in a list
-    of one, or an empty list for a field that is gone; None where it changed nothing.
+    of one, or an empty list for a field that is gone; None where it changed nothing; `by`, who gave the answer that is
+    the output, or None.
     """
 
     path: tuple[str, ...]
@@ -74,6 +75,7 @@ class StepRecord:
     latency_s: float = 0.0
     feedback: str | None = None
     context_changes: dict[str, list[Any]] | None = None
+    by: str | None = None
 
     @property
     def name(self) -> str:
@@ -135,5 +137,6 @@ def checked_state(run_id: str, state: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("current_step_index", "status", "created_at", "updated_at"):
         checked[name] = getattr(model, name)
     checked.setdefault("last_step_output", None)
-    checked["due_at"] = as_moment(state.get("due_at"))
+    for name in ("due_at", "deadline"):
+        checked[name] = as_moment(state.get(name))
     return checked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flujo.testing.suite.basic import BasicTests
 from flujo.testing.suite.durable import DurableTests, SharedFenceTests
+from flujo.testing.suite.mailing import GuardTests, MailTests
 from flujo.testing.suite.nested import NestedTests
 from flujo.testing.suite.owning import ClaimTests, FenceTests
 from flujo.testing.suite.reading import ReadingTests
@@ -13,8 +14,9 @@ __all__ = ["BackendSuite"]
 
 
 class BackendSuite(
-    BasicTests, NestedTests, RunningTests, ClaimTests, FenceTests, ReadingTests, DurableTests, SharedFenceTests
-):
+    BasicTests, NestedTests, RunningTests, ClaimTests, FenceTests, MailTests, GuardTests, ReadingTests, DurableTests,
+    SharedFenceTests,
+):  # fmt: skip
     """What every backend has to pass. Derive a class of tests from it, at the top of a test module, for pytest to find.
 
     ```python

@@ -35,7 +35,7 @@ class VirtualClock:
         return "page"
 
     clock = VirtualClock()
-    assert Flujo(fetch, clock=clock).run("https://example.org").output == "page"
+    assert Flujo(fetch, clock=clock).run("https://example.org", wait=True).output == "page"
     assert clock.slept == [60, 3600]
     ```
 

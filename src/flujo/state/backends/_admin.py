@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from flujo._clock import micros
 from flujo.errors import StateError
-from flujo.state.backends import _loading
+from flujo.state.backends import _loading, _mailbox
 from flujo.state.backends._log import LogBackend
 from flujo.state.backends._rows import Tx
 from flujo.state.backends.base import RunSummary, utc_now
@@ -36,7 +36,8 @@ class AdminQueries(LogBackend):
         """Return runs as dicts, the most recently updated first, without their payloads.
 
         Keys: run_id, pipeline_id, pipeline_name, pipeline_version, status, current_step_index, total_steps,
-        error_message, created_at, updated_at (aware datetimes), execution_time_ms (spent in steps).
+        error_message, created_at, updated_at (aware datetimes), execution_time_ms (spent in steps), due_at (of a
+        paused run, or None).
         """
         where = {name: value for name, value in (("status", status), ("pipeline_id", pipeline_id)) if value is not None}
         return _dicts(await self.list_runs(where, limit=limit, offset=offset))
@@ -115,6 +116,7 @@ class AdminQueries(LogBackend):
             return 0
         if not after:
             _loading.load(tx, run, self.codec, strict=False)
+            _mailbox.check_all(tx, run)
         return _loading.check_saves(tx, run, self.codec, after, _BATCH_RUNS)
 
 

@@ -43,7 +43,8 @@ class Job:
     @property
     def is_row(self) -> bool:
         """Whether the job appends one row to the log and does nothing else."""
-        return self.save is not None and self.save.row.status == "running" and self.save.snapshot is None
+        save = self.save
+        return save is not None and save.row.status == "running" and save.snapshot is None and save.guard is None
 
     def succeed(self, result: Any) -> None:
         """Note the answer."""
@@ -84,6 +85,14 @@ async def settle(job: Job) -> Any:
     if cancelled is not None:
         raise cancelled
     return job.answer()
+
+
+def cancel_again() -> None:
+    """Have the task that was just cancelled, and has caught that, be cancelled where it waits next."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()  # it counts once, as before
+        task.cancel()
 
 
 def deliver(batch: list[Job]) -> None:

@@ -6,6 +6,7 @@ Everything here runs within one transaction of a store (`Tx`) or computes what s
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,8 +15,18 @@ from typing import Any, NamedTuple
 from pydantic_core import to_json
 
 from flujo._clock import micros, moment
-from flujo.errors import FencedError, RunInProgressError, StateError, UnknownTypeError
+from flujo.errors import (
+    FencedError,
+    MessageRefusedError,
+    RunEndedError,
+    RunInProgressError,
+    RunNotFoundError,
+    StateError,
+    UnknownTypeError,
+    UnreadMailError,
+)
 from flujo.state import delta
+from flujo.state.backends import _mailbox
 from flujo.state.backends._loading import (
     FOLD_COST,
     SKIP_COST,
@@ -24,6 +35,7 @@ from flujo.state.backends._loading import (
     corrupted,
     folded_context,
     rest_of,
+    seen_of,
     tip_of,
 )  # fmt: skip
 from flujo.state.backends._records import NOTHING, pack_records
@@ -32,14 +44,22 @@ from flujo.state.backends.base import NewRun, State, settled
 from flujo.state.codec import Codec
 from flujo.state.models import record_from
 
-_REST = ("position", "phase", "waiting", "due_at", "mail_seen", "error")
+# Raised before anything was written, so that the transaction is still good.
+REFUSALS = (
+    FencedError, RunInProgressError, UnreadMailError, RunNotFoundError, MessageRefusedError, RunEndedError,
+)  # fmt: skip
+_REST = ("position", "phase", "waiting", "due_at", "deadline", "mail_seen", "error")
+_TIMES = ("due_at", "deadline")
 _SMALL = 16 * 1024
 _OURS = Codec()  # what is flujo's own is kept whatever limits the user's payloads have
 
 
 @dataclass(slots=True)
 class Held:
-    """A live claim of this process. `before` is the tip before the last save, to recognise that save again."""
+    """A live claim of this process. `before` is the tip before the last save, to recognise that save again.
+
+    `wake` is called when a message with a number above `newest` is there; `fresh` until it was looked for once.
+    """
 
     run_id: str
     key: int
@@ -50,10 +70,20 @@ class Held:
     before: Tip | None = None
     found: str = "running"  # the run's status when it was claimed
     by: int = 0  # the `id` of the backend that claimed it
+    wake: Callable[[], None] | None = None
+    newest: int = 0
+    fresh: bool = False
+
+    def ring(self, seq: int | None = None) -> None:
+        """Wake the owner, who has asked for it; `seq` is the newest message."""
+        self.newest = max(self.newest, seq or 0)
+        if self.wake is not None:
+            with contextlib.suppress(Exception):  # who is woken may be gone, with its event loop
+                self.wake()
 
 
 class Save(NamedTuple):
-    """A save that is ready to be written."""
+    """A save that is ready to be written; with a `guard` only if the run has no message with a number above that."""
 
     held: Held
     row: LogRow
@@ -61,6 +91,7 @@ class Save(NamedTuple):
     snapshot: bytes | None
     error: str | None
     due: int | None
+    guard: int | None = None
 
 
 def prepare(held: Held, state: State, codec: Codec) -> Save:
@@ -71,7 +102,10 @@ def prepare(held: Held, state: State, codec: Codec) -> Save:
         if rev != tip.rev or held.before is None:
             raise fenced(held.run_id, f"save {rev} does not follow save {tip.rev}")
         tip = held.before  # the same save again: it will be recognised by its checksum
-    return prepare_row(held, tip, rev, state, codec)
+    save = prepare_row(held, tip, rev, state, codec)
+    if state.get("guard") or state["status"] == "paused":  # nobody would read what came before the pause
+        save = save._replace(guard=state.get("mail_seen") or 0)
+    return save
 
 
 def prepare_row(held: Held, tip: Tip, rev: int, state: State, codec: Codec) -> Save:
@@ -135,8 +169,15 @@ def _since(tip: Tip, fields: dict[str, bytes] | None, change: bytes | None) -> t
 
 
 def write(tx: Tx, save: Save) -> None:
-    """Write a prepared save; raises FencedError where the claim is an old one. Writing it twice is writing it once."""
+    """Write a prepared save. Writing it twice is writing it once.
+
+    Raises FencedError where the claim is an old one, UnreadMailError where the save's guard says so.
+    """
     held, row = save.held, save.row
+    if save.guard is not None and _mailbox.newest_of(tx, held.key) > save.guard and not written(tx, save):
+        run = tx.find(held.run_id)
+        if run is not None and run.key == held.key and run.fence == held.fence:  # else the fence refuses it
+            raise _mailbox.unread(held.run_id, save.guard)
     if not tx.append(row, held.fence):
         there = tx.row(held.key, row.rev)
         if there is not None and there.sum == row.sum:
@@ -193,20 +234,23 @@ def claim_row(
     rev = tip.rev if tip else 0
     crashes = run.crashes if run is not None and run.claim_rev == rev else 0
     if run is not None and tip is not None:
-        check_status(run, tip)  # now, since a claim overwrites what it compares
+        check_status(tx, run, tip)  # now, since a claim overwrites what it compares
     elif run is not None and (run.rev or run.claim_rev):
         raise corrupted(run, "its saved rows are gone")
     crashes += run is not None and _died(tx, run, holds, force)
-    if run is None or tip is None:
-        if run is not None:  # nothing of it was saved: it is begun by this claim
-            tx.drop_run(run.key)
+    old = run
+    if run is None or tip is None:  # nothing of it was saved: it is begun by this claim
         run = _new_row(run_id, new, codec)
+        if old is not None:
+            tx.drop_run(old.key, mail=False)
     # The newest save knows better than the row what a run was before an owner took it up that died at once.
     found = tip.status if tip is not None else run.status
     run.status, run.updated_at = "running", micros(now)
     run.fence, run.owner, run.claimed_at = tx.draw_fence(), tx.me, micros(now)
     run.claim_rev, run.crashes = rev, crashes
     tx.put_run(run)
+    if old is not None and old.key != run.key:  # what was written to the run was written to this one
+        tx.move_mail(old.key, run.key)
     return run, found
 
 
@@ -223,9 +267,10 @@ def _died(tx: Tx, run: RunRow, holds: Callable[[str, int], bool], force: bool) -
 
 def is_settled(tx: Tx, run: RunRow, now: datetime) -> bool:
     """Return whether the run is over or waits for somebody."""
-    tip = tx.newest(run.key) if run.status == "failed" else None
+    tip = tx.newest(run.key) if run.status in ("failed", "paused") else None
     phase = rest_of(tip).get("phase") if tip is not None else None
-    return settled(run.status, moment(run.due_at) if run.due_at else None, now, phase)
+    unread = run.status == "paused" and _mailbox.is_unread(tx, run, seen_of(tip))
+    return settled(run.status, moment(run.due_at) if run.due_at else None, now, phase, unread=unread)
 
 
 def in_progress(run: RunRow, who: str) -> RunInProgressError:
@@ -250,7 +295,7 @@ def _new_row(run_id: str, new: NewRun, codec: Codec) -> RunRow:
 
 def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
     """Write a state that comes without a fence: nobody may own the run, and every older claim is void."""
-    run = tx.find(run_id)
+    run = old = tx.find(run_id)
     new = _row_by_hand(run_id, state, codec, run)
     records = [record_from(r) for r in state.get("step_history") or ()]
     trial = Held(run_id, 0, b"", 0, True, Tip())  # what is refused is refused before anything is changed
@@ -258,21 +303,26 @@ def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
     if run is None or tx.newest(run.key) is None or run.identity() != new.identity():
         if state.get("unresolved_records"):  # otherwise they lie there already, and are left as they are
             raise unresolved(run_id, state["unresolved_records"])
-        if run is not None:
-            tx.drop_run(run.key)
+        if run is not None:  # a state that was loaded says which messages it has read: it goes on with them
+            tx.drop_run(run.key, mail="mail_seen" not in state)
         run = new
     run.fence, run.owner = tx.draw_fence(), None
     run.status, run.updated_at, run.error_message = "running", new.updated_at, None
     tx.put_run(run)
+    if old is not None and old.key != run.key:
+        tx.move_mail(old.key, run.key)
     tip = Tip()
     if newest := tx.newest(run.key):
         text, since = folded_context(tx, run, newest)
         tip = tip_of(newest)._replace(fields=delta.split(text) if text else None, since=since)
     held = Held(run_id, run.key, run.identity(), run.fence, True, tip)
     skip = tip.ended if state.get("history_offset") in (None, 0) else 0
-    write(tx, prepare_row(held, tip, tip.rev + 1, {**state, "step_history": records[skip:]}, codec))
+    save = prepare_row(held, tip, tip.rev + 1, {**state, "step_history": records[skip:]}, codec)
+    write(tx, save)
     if state["status"] == "running":
         tx.set_free(run.key, run.fence)
+    elif state["status"] == "paused":
+        _mailbox.hasten(tx, run, save.due, seen_of(save.row))
 
 
 def unresolved(run_id: str, names: Sequence[str]) -> UnknownTypeError:
@@ -304,6 +354,6 @@ def _pack_rest(state: Mapping[str, Any]) -> bytes | None:
     rest = {}
     for name in _REST:
         value = state.get(name)
-        if value is not None and value != 0:
-            rest[name] = micros(value) if name == "due_at" else _OURS.lower(value, name)
+        if value is not None and value != 0 and (value or name != "waiting"):
+            rest[name] = micros(value) if name in _TIMES else _OURS.lower(value, name)
     return to_json(rest) if rest else None

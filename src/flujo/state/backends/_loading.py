@@ -53,7 +53,7 @@ def load(tx: Tx, run: RunRow, codec: Codec, *, rev: int | None = None, strict: b
         return None
     verify(tx, run, row)
     if rev is None:
-        check_status(run, row)
+        check_status(tx, run, row)
     text, since = folded_context(tx, run, row)
     output = row.output if row.out_rev == row.rev else None
     if output is None and row.out_rev:
@@ -79,7 +79,7 @@ def _state(
     run: RunRow, row: LogRow, values: dict[str, Any], last: Any, codec: Codec, strict: bool | Lenient, *, newest: bool
 ) -> State:
     rest = from_json(row.rest) if row.rest else {}
-    due = rest.get("due_at")
+    due, deadline = rest.get("due_at"), rest.get("deadline")
     return {
         "run_id": run.run_id, "pipeline_id": run.pipeline_id, "pipeline_name": run.pipeline_name,
         "pipeline_version": run.pipeline_version, "current_step_index": row.idx, "pipeline_context": values,
@@ -88,7 +88,8 @@ def _state(
         "rev": row.rev, "position": codec.lift(rest.get("position"), strict=strict), "step_history": [],
         "history_offset": row.ended, "mail_seen": rest.get("mail_seen", 0),
         "waiting": codec.lift(rest.get("waiting"), strict=strict),
-        "due_at": moment(due) if due else None, "fingerprint": run.fingerprint,
+        "due_at": moment(due) if due else None, "deadline": moment(deadline) if deadline else None,
+        "fingerprint": run.fingerprint,
         "input": codec.decode(run.input, strict=strict) if run.input is not None else None,
         "error": codec.lift(rest.get("error"), strict=strict), "phase": rest.get("phase"),
         "total_steps": run.total_steps,
@@ -186,7 +187,7 @@ def check_saves(tx: Tx, run: RunRow, codec: Codec, after: int, limit: int) -> in
     return after + limit if after + limit < last else 0
 
 
-def check_status(run: RunRow, row: LogRow) -> None:
+def check_status(tx: Tx, run: RunRow, row: LogRow) -> None:
     """Raise StateCorruptedError where the run's row and its newest save cannot both be true."""
     if run.status == "running":
         taken_up = run.claim_rev == row.rev and row.status in ("failed", "paused")
@@ -196,7 +197,15 @@ def check_status(run: RunRow, row: LogRow) -> None:
     if not fits or row.rev < max(run.rev, run.claim_rev):
         raise corrupted(run, f"its row says {run.status!r} at save {run.rev}, its log {row.status!r} at {row.rev}")
     if row.status == "paused" and rest_of(row).get("due_at") != run.due_at:
-        raise corrupted(run, "the time that it waits for is not the one that was saved")
+        newest = tx.newest_mail(run.key)  # a message makes the run due, whatever was saved
+        if newest is None or newest.seq <= seen_of(row):
+            raise corrupted(run, "the time that it waits for is not the one that was saved")
+
+
+def seen_of(row: LogRow | None) -> int:
+    """Return the number of the newest message that the run had read at that save."""
+    seen = rest_of(row).get("mail_seen", 0) if row is not None else 0
+    return seen if isinstance(seen, int) else 0
 
 
 def rest_of(row: LogRow) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from flujo._ids import check_run_id
-from flujo.state.backends import _ledger, _loading
+from flujo.state.backends import _ledger, _loading, _mailbox
 from flujo.state.backends._ledger import Held, Save
 from flujo.state.backends._rows import RunQuery, RunRow, Tx
+from flujo.state.backends._statemail import not_found
 from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, State, StateBackend, check_page
 from flujo.state.codec import Codec
+from flujo.state.mail import Message
 from flujo.state.models import StepRecord, checked_state
 
 T = TypeVar("T")
@@ -50,6 +52,9 @@ class Store(Protocol):
 
     def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
         """Run `work` in a transaction some time; nobody waits for it."""
+
+    def look(self, run_id: str) -> None:
+        """Ring what is held of that run, and has asked for it, when a message to it may be there."""
 
 
 class LogBackend(StateBackend, Reading):
@@ -164,18 +169,21 @@ class LogBackend(StateBackend, Reading):
             )
             found = _loading.load(tx, run, self.codec)
             state, tip = found if found else (None, _loading.Tip())
+            newest = _mailbox.newest_of(tx, run.key)
             if run.fence is not None:
                 held = Held(run_id, run.key, run.identity(), run.fence, inline, tip, found=status, by=id(self))
+                held.newest = newest
                 taken.append(held)
                 store.held[run_id] = held
-            return Claim(fence=run.fence, state=state, crashes=run.crashes)
+            return _claim(run, state, newest)
 
         def settled(tx: Tx) -> Claim | None:
             run = tx.find(run_id)
             if run is None or not _ledger.is_settled(tx, run, now):
                 return None
             found = _loading.load(tx, run, self.codec)
-            return Claim(fence=None, state=found[0]) if found else None
+            run.fence, run.crashes = None, 0
+            return _claim(run, found[0], _mailbox.newest_of(tx, run.key)) if found else None
 
         try:
             return await store.write(check_run_id(run_id), work, peek=settled, undo=undo, inline=inline)
@@ -207,6 +215,44 @@ class LogBackend(StateBackend, Reading):
     def holds(self, run_id: str, fence: int) -> bool:
         """Return False where this process knows already that the fence is an old one."""
         return self._live(self._store(), run_id, fence)
+
+    async def post(self, run_id: str, message: Message) -> int:
+        """Store a message to the run durably, and return its number. See `StateBackend.post`."""
+        store = self._store()
+        _mailbox.check(message)
+        posted: list[int] = []
+
+        def work(tx: Tx) -> int:
+            run = tx.find(run_id)
+            if run is None:
+                raise not_found(run_id)
+            posted[:] = [_mailbox.post(tx, run, message)]
+            return posted[0]
+
+        try:
+            return await store.write(check_run_id(run_id), work)
+        finally:  # also of somebody who was cancelled when it was there
+            held = store.held.get(run_id)
+            if held is not None and posted:
+                held.ring(posted[0])
+
+    async def mail(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[Message]:
+        """Return the run's messages with a number above `after`, verified against their checksums."""
+        check_page(after=after, limit=limit)
+
+        def work(tx: Tx) -> list[Message]:
+            run = tx.find(run_id)
+            return _mailbox.read(tx, run, after, limit) if run else []
+
+        return await self._store().read(check_run_id(run_id), work)
+
+    def watch(self, run_id: str, fence: int, wake: Callable[[], None]) -> None:
+        """Ask to be woken when a message comes to a run that this process has claimed. See `StateBackend.watch`."""
+        store = self._store()
+        held = store.held.get(run_id)
+        if held is not None and held.fence == fence:
+            held.wake, held.fresh = wake, True
+            store.look(run_id)
 
     async def history(
         self, run_id: str, *, after: int = 0, limit: int | None = None, strict: bool = False
@@ -250,6 +296,11 @@ class LogBackend(StateBackend, Reading):
         """Return how many runs there are, by `status` or `pipeline_id`."""
         found = await self._store().read(None, lambda tx: tx.count_runs(where or {}, by))
         return {name: count for name, (count, _) in found.items()}
+
+
+def _claim(run: RunRow, state: State | None, newest: int) -> Claim:
+    unread = newest > (state["mail_seen"] if state is not None else 0)
+    return Claim(fence=run.fence, state=state, crashes=run.crashes, unread=unread)
 
 
 def give_back(store: Store, held: Held, status: str = "running") -> None:

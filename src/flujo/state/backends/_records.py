@@ -38,6 +38,8 @@ def _packed(record: StepRecord, last: Any, codec: Codec) -> bytes:
         text += b',"success":false'
     if record.feedback is not None:
         text += b',"feedback":' + to_json(record.feedback)
+    if record.by is not None:
+        text += b',"by":' + to_json(record.by)
     output = record.output
     try:
         left_out = output is last if record.success else output is None

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 from flujo._clock import micros, moment
-from flujo.state.backends._rows import COLUMNS, MAX_REV, LogRow, RunQuery, RunRow, column
+from flujo.state.backends._rows import COLUMNS, MAX_REV, LogRow, MailRow, RunQuery, RunRow, column
 from flujo.state.backends.base import RunSummary
 
 
 class RowTx:
-    """`Tx` on dicts and lists. A run's rows lie in a list, save 1 first."""
+    """`Tx` on dicts and lists. A run's rows lie in a list, save 1 first, and so do its messages."""
 
     me: int | None = 1
 
@@ -21,11 +21,15 @@ class RowTx:
         self._by_key: dict[int, RunRow] = {}
         self._logs: dict[int, list[LogRow]] = {}
         self._snapshots: dict[int, tuple[int, bytes, bytes]] = {}
+        self._mail: dict[int, list[MailRow]] = {}
         self._keys = itertools.count(1)
         self._fences = itertools.count(1)
 
-    def take(self, run: RunRow, log: list[LogRow], snapshot: tuple[int, bytes, bytes] | None) -> None:
+    def take(
+        self, run: RunRow, log: list[LogRow], snapshot: tuple[int, bytes, bytes] | None, mail: list[MailRow]
+    ) -> None:
         """Put a run in that comes from elsewhere."""
+        self._mail[run.key] = mail
         self._runs[run.run_id] = self._by_key[run.key] = run
         self._logs[run.key] = log
         if snapshot is not None:
@@ -40,10 +44,12 @@ class RowTx:
         self._runs[run.run_id] = self._by_key[run.key] = _copy(run)
         self._logs.setdefault(run.key, [])
 
-    def drop_run(self, key: int) -> None:
+    def drop_run(self, key: int, *, mail: bool = True) -> None:
         del self._runs[self._by_key.pop(key).run_id]
         self._logs.pop(key, None)
         self._snapshots.pop(key, None)
+        if mail:
+            self._mail.pop(key, None)
 
     def newest(self, key: int) -> LogRow | None:
         log = self._logs.get(key)
@@ -86,6 +92,42 @@ class RowTx:
         run = self._by_key.get(key)
         if run is not None and run.fence == fence:
             run.status, run.fence, run.owner = status, None, None
+
+    def next_mail(self, key: int, known: int) -> int:
+        return known + 1
+
+    def put_mail(self, key: int, row: MailRow) -> None:
+        self._mail.setdefault(key, []).append(row)
+
+    def mail(self, key: int, after: int, limit: int | None) -> list[MailRow]:
+        mail = self._mail.get(key, [])
+        start = bisect_right(mail, after, key=_seq)
+        return mail[start : None if limit is None else start + limit]
+
+    def newest_mail(self, key: int) -> MailRow | None:
+        mail = self._mail.get(key)
+        return mail[-1] if mail else None
+
+    def mail_before(self, key: int, seq: int) -> MailRow | None:
+        mail = self._mail.get(key, [])
+        place = bisect_left(mail, seq, key=_seq)
+        return mail[place - 1] if place else None
+
+    def mail_of_id(self, key: int, id: str) -> MailRow | None:
+        return next((row for row in self._mail.get(key, ()) if row.id == id), None)
+
+    def mail_beginning(self, key: int, prefix: str) -> list[MailRow]:
+        return [row for row in self._mail.get(key, ()) if row.id.startswith(prefix)]
+
+    def count_mail(self, key: int, after: int) -> int:
+        return len(self.mail(key, after, None))
+
+    def move_mail(self, old: int, new: int) -> None:
+        if old in self._mail:
+            self._mail[new] = self._mail.pop(old)
+
+    def set_due(self, key: int, due: int) -> None:
+        self._by_key[key].due_at = due
 
     def draw_fence(self) -> int:
         return next(self._fences)
@@ -137,11 +179,16 @@ class RowTx:
             pipeline_version=run.pipeline_version, status=run.status, current_step_index=tip.idx,
             total_steps=run.total_steps, error_message=run.failure,
             created_at=moment(run.created_at), updated_at=moment(tip.at), execution_time_ms=tip.busy / 1000,
+            due_at=moment(run.due_at) if run.due_at is not None and run.status == "paused" else None,
         )  # fmt: skip
 
 
 def _recency(run: RunRow) -> tuple[int, int]:
     return run.updated_at, run.key
+
+
+def _seq(row: MailRow) -> int:
+    return row.seq
 
 
 def _copy(run: RunRow) -> RunRow:

@@ -11,17 +11,19 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
-from flujo.errors import BackendClosedError, SaveError, StoreBusyError
+from flujo.errors import BackendClosedError, SaveError, StoreBusyError, UnreadMailError
 from flujo.state.backends import _ledger
-from flujo.state.backends._jobs import Job, deliver, settle
+from flujo.state.backends._jobs import Job, cancel_again, deliver, settle
 from flujo.state.backends._ledger import Held, Save
 
 T = TypeVar("T")
 _BATCH = 512
 _BEAT_S = 10.0  # a third of the lease
+_LOOK_S = 0.25  # between looks for what other processes have posted
 _OWED_S = 1.0
 _FREEZE_S = 5.0
 
@@ -42,6 +44,9 @@ class Writer(Protocol):
 
     def keep_house(self) -> None:
         """Do it."""
+
+    def news(self, held: Mapping[str, Held]) -> dict[str, int]:
+        """Return which of these runs may have mail that is newer than `Held.newest`, and its number (0: unknown)."""
 
     def shut(self) -> None:
         """Close what is open."""
@@ -69,6 +74,9 @@ class Service:
         self._gate = threading.Lock()  # nothing is queued after the end
         self._frozen = False
         self._behind = 0  # jobs that nobody waits for, but that nothing may overtake
+        self._looking = False  # whether the thread looks for mail; it ends that when nobody asks for it any more
+        self._look_at = 0.0  # when the thread does so next, monotonic
+        self._beat_at = time.monotonic() + _BEAT_S
         self.ended = threading.Event()
 
     async def read(self, run_id: str | None, work: Callable[[Any], T]) -> T:
@@ -101,13 +109,24 @@ class Service:
         try:
             await self._done(job)
         except asyncio.CancelledError:
-            job.answer()  # an error here is worse than being cancelled
+            try:
+                job.answer()  # an error here is worse than being cancelled
+            except UnreadMailError:  # but after this one the caller goes on, and is to be cancelled where it waits next
+                cancel_again()
+                raise
             raise
 
     def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
         """Run `work` in a transaction some time, however long the store is busy; nobody waits for it."""
         with contextlib.suppress(BackendClosedError):
             self._put(Job(work, run_id=run_id, owed=True))
+
+    def look(self, run_id: str) -> None:
+        """Have the thread look for mail, from now on for as long as anybody watches a run that this process holds."""
+        if not self._looking:
+            self._looking = True
+            with contextlib.suppress(BackendClosedError):  # the thread may be asleep until the next beat
+                self._put(Job(lambda tx: None, run_id=run_id, reads=True))
 
     def close(self) -> None:
         """Finish what waits, close the file, end the thread. Blocks for as long as that takes."""
@@ -159,9 +178,11 @@ class Service:
         more = True
         while more:
             batch, more = self._waiting()
+            batch += self._beat()
             try:
                 with self._lock:
-                    self._writer.process(batch)
+                    if batch:
+                        self._writer.process(batch)
             except BaseException as error:
                 for job in batch:
                     job.fail(error)
@@ -176,17 +197,19 @@ class Service:
             if self._writer.housekeeping():
                 with self._lock:
                     self._writer.keep_house()
+            if self._looking and time.monotonic() >= self._look_at:
+                self._look()
         with self._lock:
             self._writer.shut()
         self.ended.set()
 
     def _waiting(self) -> tuple[list[Job], bool]:
-        """Return what waits, at least one job, and whether there will be more. Beats while nothing does."""
+        """Return what waits, which may be nothing, and whether there will be more."""
         batch = self._owed
         try:
-            job = self._jobs.get(timeout=_OWED_S if batch else _BEAT_S if self._writer.joined is not None else None)
+            job = self._jobs.get(timeout=self._pause())
         except queue.Empty:
-            return (batch or [Job(lambda tx: tx.beat())] if self.held else batch), True
+            return batch, True
         with contextlib.suppress(queue.Empty):
             while job is not None:
                 batch.append(job)
@@ -195,6 +218,36 @@ class Service:
                 job = self._jobs.get_nowait()
             return batch, False
         return batch, True
+
+    def _pause(self) -> float | None:
+        """Return how long the thread may sleep where nothing comes, in seconds."""
+        now = time.monotonic()
+        until = [self._beat_at - now] if self._writer.joined is not None else []
+        until += [_OWED_S] if self._owed else []
+        until += [self._look_at - now] if self._looking else []
+        return max(0.0, min(until)) if until else None
+
+    def _beat(self) -> list[Job]:
+        """Return what shows others that this process lives, where that is due."""
+        now = time.monotonic()
+        if self._writer.joined is None or now < self._beat_at:
+            return []
+        self._beat_at = now + _BEAT_S
+        return [Job(lambda tx: tx.beat())] if self.held else []
+
+    def _look(self) -> None:
+        """Ring the owners whose runs may have new mail."""
+        self._look_at = time.monotonic() + _LOOK_S
+        self._looking = False  # before the list is made: who comes onto it afterwards wakes this thread again
+        watched = {run_id: held for run_id, held in list(self.held.items()) if held.wake is not None}
+        self._looking = self._looking or bool(watched)
+        found: dict[str, int] = {}
+        with self._lock, contextlib.suppress(Exception):  # what is wrong is found out by whoever waits for an answer
+            found = self._writer.news(watched)
+            for held in watched.values():
+                held.fresh = False
+        for run_id, seq in found.items():
+            watched[run_id].ring(seq)
 
     # Process forks: none happens in the middle of a transaction, and the child keeps nothing of the parent's.
 

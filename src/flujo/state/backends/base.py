@@ -7,20 +7,25 @@ are protected against a second owner within this process only, and each save wri
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from flujo.errors import ConfigurationError, InvalidStateError, RunInProgressError
+from flujo.state.backends import _statemail
 from flujo.state.codec import Codec
+from flujo.state.mail import Message
 from flujo.state.models import StepRecord, as_moment, as_utc
 
 State = dict[str, Any]
 _fences = itertools.count(1)
 _MOST = 1 << 60  # SQL counts in 64 bits, and adds a limit to an offset
+_POSTING_S = 10.0  # that somebody waits for a message that is being posted by this process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +48,19 @@ class Claim:
     Fields: `fence`, the token that every save must carry, or None where the run is settled (completed, cancelled,
     undone, or waiting) and was not claimed; `state`, the run's newest state, or None where none was saved yet. A
     backend with the Reading capability leaves `step_history` empty there and says in `history_offset` how many records
-    it has. `crashes` counts the owners that died since the last save.
+    it has. `crashes` counts the owners that died since the last save; `unread` says that there are messages which the
+    run has not read.
     """
 
     fence: int | None
     state: State | None
     crashes: int = 0
+    unread: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """One run in a listing, without its payloads."""
+    """One run in a listing, without its payloads. `due_at` is when a paused run is to go on, if by itself."""
 
     run_id: str
     pipeline_id: str
@@ -66,15 +73,18 @@ class RunSummary:
     created_at: datetime
     updated_at: datetime
     execution_time_ms: float = 0.0
+    due_at: datetime | None = None
 
 
-def settled(status: str, due_at: datetime | None, now: datetime, phase: str | None = None) -> bool:
+def settled(
+    status: str, due_at: datetime | None, now: datetime, phase: str | None = None, *, unread: bool = False
+) -> bool:
     """Return whether a run has nothing to do now: it is over (a failed one: if it was undone), or waits for somebody.
 
-    Arguments are of its newest state: `status`, `due_at` and `phase`.
+    Arguments are of its newest state: `status`, `due_at` and `phase`; `unread`: it has mail that it has not read.
     """
     if status == "paused":
-        return due_at is None or as_utc(due_at) > now
+        return not unread and (due_at is None or as_utc(due_at) > now)
     return status in ("completed", "cancelled") or (status == "failed" and phase == "undone")
 
 
@@ -124,16 +134,8 @@ class StateBackend(ABC):
         claim's saves to block the calling thread (its event loop has nothing else to do).
         Raises RunInProgressError.
         """
-        owned = self._owned()
         fence = next(_fences)
-        if force:
-            owned[run_id] = fence
-        elif owned.setdefault(run_id, fence) != fence:
-            raise RunInProgressError(
-                f"Run {run_id!r} is being executed in this process.",
-                hint="Wait for it with run(..., wait=True), or use another run_id.",
-                run_id=run_id,
-            )
+        await self._enter(run_id, fence, "Wait for it with run(..., wait=True), or use another run_id.", force=force)
         try:
             state = await (self.load_at(run_id) if isinstance(self, Reading) else self.load_state(run_id))
             given: object = state
@@ -143,15 +145,16 @@ class StateBackend(ABC):
                     hint="load_state returns the dict that save_state was given, or None.",
                     run_id=run_id,
                 )
+            unread = state is not None and _statemail.unread(run_id, state)
             if state is None or not settled(
-                state.get("status", "running"), as_moment(state.get("due_at")), now, state.get("phase")
+                state.get("status", "running"), as_moment(state.get("due_at")), now, state.get("phase"), unread=unread
             ):
-                return Claim(fence=fence, state=state)
+                return Claim(fence=fence, state=state, unread=unread)
         except BaseException:
             self.abandon(run_id, fence)
             raise
         self.abandon(run_id, fence)
-        return Claim(fence=None, state=state)
+        return Claim(fence=None, state=state, unread=unread)
 
     async def release(self, run_id: str, fence: int) -> None:
         """Give the run back as it was last saved; nothing happens where the fence is an old one."""
@@ -173,6 +176,66 @@ class StateBackend(ABC):
     def _owned(self) -> dict[str, int]:
         owned: dict[str, int] = self.__dict__.setdefault("_flujo_owned", {})
         return owned
+
+    async def _enter(self, run_id: str, token: int, hint: str, *, force: bool = False) -> None:
+        """Take the run for this process's `token`, which for a post is below 0: one is over in a moment."""
+        owned = self._owned()
+        until = time.monotonic() + _POSTING_S
+        while (holder := owned.setdefault(run_id, token)) != token:
+            if holder > 0 and force:
+                owned[run_id] = token
+                return
+            if holder > 0 or time.monotonic() > until:
+                raise RunInProgressError(f"Run {run_id!r} is being executed in this process.", hint=hint, run_id=run_id)
+            await asyncio.sleep(0.001)
+
+    # Mail: here it lies in the state, under `mail`, and can be posted only while nobody executes the run. A backend
+    # with claims of its own has a mailbox of its own: it overrides these three methods; `claim` says `unread` and does
+    # not take a paused run with unread mail for settled; and save_state refuses with UnreadMailError, writing nothing
+    # and leaving the claim as it was, an owner's save that has `guard` or the status `paused`, where the run has mail
+    # with a number above the `mail_seen` that is to be saved.
+
+    async def post(self, run_id: str, message: Message) -> int:
+        """Store a message to the run durably, and return its number: they count up, in the order of their storing.
+
+        An id is stored once: the same message again gives the earlier one's number, and an answer is refused. A paused
+        run is due from then on. Raises RunNotFoundError, MessageRefusedError, RunEndedError; here also
+        RunInProgressError, while somebody executes the run.
+        """
+        if type(self).claim is not StateBackend.claim:
+            raise ConfigurationError(
+                f"{type(self).__name__} has claims of its own, but no mailbox.",
+                hint="Override post and mail along with claim: only the backend knows who executes a run.",
+            )
+        token = -next(_fences)
+        hint = "This backend has no mailbox of its own: post again when nobody executes the run."
+        await self._enter(run_id, token, hint)
+        try:
+            state = await self.load_state(run_id)
+            if state is None:
+                raise _statemail.not_found(run_id)
+            seq, changed = _statemail.posted(run_id, state, message)
+            if changed is not None:
+                await self.save_state(run_id, changed)
+            return seq
+        finally:
+            self.abandon(run_id, token)
+
+    async def mail(self, run_id: str, *, after: int = 0, limit: int | None = None) -> list[Message]:
+        """Return the run's messages with a number above `after`, in their order; none where there is no such run.
+
+        Raises StateCorruptedError.
+        """
+        check_page(after=after, limit=limit)
+        state = await self.load_state(run_id)
+        return [] if state is None else _statemail.page(_statemail.messages(run_id, state), after, limit)
+
+    def watch(self, run_id: str, fence: int, wake: Callable[[], None]) -> None:  # noqa: B027  (none comes meanwhile)
+        """Ask to be woken when a message comes to a run that this process has claimed.
+
+        `wake` is called from any thread, within about 0.3 s of the posting, by whichever process; maybe also more
+        often than that, and for nothing.
+        """
 
     async def close(self) -> None:  # noqa: B027  (a backend that holds nothing open has nothing to do)
         """Close what the backend holds open; using it afterwards is an error."""

@@ -68,6 +68,12 @@ class MemoryStore:
         with self._lock:
             _ledger.write(self._tx, save)
 
+    def look(self, run_id: str) -> None:
+        """Wake the run's owner: there is no knowing what was posted before it asked."""
+        held = self.held.get(run_id)
+        if held is not None:
+            held.ring()
+
     def soon(self, run_id: str | None, work: Callable[[Any], object]) -> None:
         """Run `work` now: nothing here takes long."""
         with self._lock:

@@ -14,6 +14,8 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from pydantic_core import TzInfo
+
 from flujo.errors import UnknownTypeError
 
 from .faults import TAG, VALUE, Coder, Damaged, Refused
@@ -21,6 +23,7 @@ from .faults import TAG, VALUE, Coder, Damaged, Refused
 # No dots, so that a key leads nowhere but into the time zone database.
 _ZONE_KEY = re.compile(r"[A-Za-z0-9_+\-]{1,64}(?:/[A-Za-z0-9_+\-]{1,64}){0,3}")
 _HEX = re.compile(r"-?0x[0-9a-f]+")
+_PYDANTIC = "pydantic"
 _NON_FINITE = ("nan", "inf", "-inf")
 
 BIG_INT_BITS = 13_000
@@ -135,6 +138,8 @@ def _lower_clock(value: datetime | time, _: int) -> Any:
         offset, *name = zone.__getinitargs__()  # type: ignore[union-attr]  # how pickle asks for the name
         if name or offset.microseconds:  # `fromisoformat` takes an offset of less than a second for UTC
             parts["zone"] = [_lower_timedelta(offset, 0), *name]
+    elif kind is TzInfo:  # pydantic's own, of every aware time that it has read from JSON
+        parts["zone"] = _PYDANTIC
     elif zone is not None:
         raise Refused(
             f"has a time zone of type {kind.__module__}.{kind.__qualname__}",
@@ -161,7 +166,8 @@ def _zone(key: str) -> ZoneInfo:
 def _lift_clock(cls: Any) -> Callable[[Any, bool], Any]:
     def lift(data: Any, _: bool) -> Any:
         if type(data) is dict:
-            return lift(_text(data["iso"]), _).replace(**_clock_parts(data))
+            value = lift(_text(data["iso"]), _)
+            return value.replace(**_clock_parts(data, value))
         text = _text(data)
         if not text.endswith("]"):
             return cls.fromisoformat(text)
@@ -171,15 +177,17 @@ def _lift_clock(cls: Any) -> Callable[[Any, bool], Any]:
     return lift
 
 
-def _clock_parts(data: dict[str, Any]) -> dict[str, Any]:
+def _clock_parts(data: dict[str, Any], value: datetime | time) -> dict[str, Any]:
     """Return the arguments of `replace` for the parts that an ISO string cannot hold."""
+    offset = value.utcoffset()
     parts: dict[str, Any] = {}
     for key, part in data.items():
         if key == "fold" and part == 1 and type(part) is int:
             parts["fold"] = 1
         elif key == "zone" and type(part) is list:
-            offset, *name = part
-            parts["tzinfo"] = timezone(_lift_timedelta(offset, True), *map(_text, name))
+            parts["tzinfo"] = timezone(_lift_timedelta(part[0], True), *map(_text, part[1:]))
+        elif key == "zone" and part == _PYDANTIC and offset is not None:
+            parts["tzinfo"] = TzInfo(int(offset.total_seconds()))
         elif key != "iso":
             raise Damaged(f"a time has no part {key!r}")
     return parts

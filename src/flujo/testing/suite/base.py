@@ -20,7 +20,7 @@ T = TypeVar("T")
 T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NAME = "conformance"
 PATIENCE_S = 60.0
-_OWNING = ("claim", "release", "abandon", "holds")
+_OWNING = ("claim", "release", "abandon", "holds", "post", "mail")
 
 
 class ReadingBackend(StateBackend, Reading):
@@ -223,7 +223,8 @@ def handed(backend: StateBackend, records: list[StepRecord]) -> list[Any]:
     if backend.codec is not None:
         return list(records)
     plain = [asdict(record) | {"path": list(record.path)} for record in records]
-    return [{k: v for k, v in record.items() if k != "context_changes" or v is not None} for record in plain]
+    optional = ("context_changes", "by")
+    return [{k: v for k, v in record.items() if k not in optional or v is not None} for record in plain]
 
 
 def sub_steps(rev: int) -> list[StepRecord]:

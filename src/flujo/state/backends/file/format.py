@@ -1,7 +1,7 @@
 """What a run's file looks like, and what it is called.
 
-The file is one JSON object. First, for people, the run as it stands: the fields of `WorkflowState`. Then `run` and
-`log`, the rows that the ledger works with, and last `checksum`, over every byte before it.
+The file is one JSON object. First, for people, the run as it stands: the fields of `WorkflowState`. Then `run`, `log`
+and `mail` (version 1 had none), the rows that the ledger works with, and last `checksum`, over every byte before it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic_core import from_json, to_json
 from flujo._clock import moment
 from flujo.errors import StateCorruptedError, StoreFormatError
 from flujo.state import delta
-from flujo.state.backends._rows import COLUMNS, LogRow, RunRow
+from flujo.state.backends._rows import COLUMNS, LogRow, MailRow, RunRow
 
-VERSION = 1
+VERSION = 2
 KEY = 1  # of the one run in a file
 _PLAIN = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 _HEAD = re.compile(rb'\{"flujo":(\d+),[^\n]*,(?=\n"owner":)')  # one line: JSON text holds no raw line feed
@@ -43,6 +43,7 @@ class RunFile:
         self.owner = owner
         self.log: list[LogRow] = []
         self.snapshot: tuple[int, bytes, bytes] | None = None
+        self.mail: list[MailRow] = []
         self._lines: list[bytes] = []
 
     def encoded(self) -> bytes:
@@ -54,6 +55,7 @@ class RunFile:
         snapshot = self.snapshot and [self.snapshot[0], _text(self.snapshot[1]), self.snapshot[2].hex()]
         parts = [*self._summary(), b',\n"owner":', to_json(self.owner), b',\n"run":', to_json(run), b',\n"snapshot":']
         parts += [to_json(snapshot), b',\n"log":[\n', b",\n".join(self._lines), b"\n]"]
+        parts += [b',\n"mail":[', b",".join([b"\n" + _mail_line(row) for row in self.mail]), b"]"]
         text = b"".join(parts)
         return text + _TAIL % blake2b(text, digest_size=16).hexdigest().encode()
 
@@ -97,6 +99,7 @@ def decoded(text: bytes, path: str) -> RunFile:
         run["input"] = _bytes(run["input"])
         found = RunFile(RunRow(**run), data["owner"])
         found.log = [_row(row) for row in data["log"]]
+        found.mail = [_mail_row(row) for row in data.get("mail", ())]
         if data["snapshot"]:
             rev, snapshot, check = data["snapshot"]
             found.snapshot = (rev, snapshot.encode(), bytes.fromhex(check))
@@ -133,6 +136,14 @@ def _row(facts: dict[str, Any]) -> LogRow:
     if facts["delta"] is not None:
         facts["delta"] = facts["delta"].encode("latin-1")
     return LogRow(**facts)
+
+
+def _mail_line(row: MailRow) -> bytes:
+    return to_json(row._asdict() | {"body": _text(row.body), "sum": row.sum.hex()})
+
+
+def _mail_row(facts: dict[str, Any]) -> MailRow:
+    return MailRow(**facts | {"body": _bytes(facts["body"]), "sum": bytes.fromhex(facts["sum"])})
 
 
 def _text(value: bytes | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flujo.state.backends._rows import LogRow, RunRow
+from flujo.state.backends._rows import LogRow, MailRow, RunRow
 from flujo.state.backends._rowstore import RowTx
 from flujo.state.backends._sidecar import Sidecar
 from flujo.state.backends.file.format import KEY, RunFile
@@ -25,15 +25,23 @@ class FileTx(RowTx):
         self._sidecar, self._draw = sidecar, draw
         if found is not None:
             found.run.key = KEY
-            self.take(found.run, found.log, found.snapshot)
+            self.take(found.run, found.log, found.snapshot, found.mail)
 
     def put_run(self, run: RunRow) -> None:
         run.key = KEY
         super().put_run(run)
         self.changed = True
 
-    def drop_run(self, key: int) -> None:
-        super().drop_run(key)
+    def drop_run(self, key: int, *, mail: bool = True) -> None:
+        super().drop_run(key, mail=mail)
+        self.changed = True
+
+    def put_mail(self, key: int, row: MailRow) -> None:
+        super().put_mail(key, row)
+        self.changed = True
+
+    def set_due(self, key: int, due: int) -> None:
+        super().set_due(key, due)
         self.changed = True
 
     def append(self, row: LogRow, fence: int) -> bool:
@@ -62,5 +70,6 @@ class FileTx(RowTx):
             return None
         file = self.found if self.found is not None and self.found.log is self._logs[KEY] else RunFile(run)
         file.run, file.log, file.snapshot = run, self._logs[KEY], self._snapshots.get(KEY)
+        file.mail = self._mail.get(KEY, [])
         file.owner = self._process if run.owner == self.me else file.owner if run.owner is not None else None
         return file

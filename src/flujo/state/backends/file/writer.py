@@ -6,11 +6,13 @@ import contextlib
 import errno
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flujo.errors import FencedError, FlujoError, RunInProgressError, SaveError, StoreUnavailableError
+from flujo.errors import FlujoError, SaveError, StoreUnavailableError
 from flujo.state.backends._jobs import Job
+from flujo.state.backends._ledger import REFUSALS, Held
 from flujo.state.backends._loading import located
 from flujo.state.backends._rowstore import RowTx
 from flujo.state.backends._sidecar import Sidecar, host_name, refuse_network
@@ -18,6 +20,7 @@ from flujo.state.backends.file.format import RunFile, damaged, decoded, file_nam
 from flujo.state.backends.file.tx import FileTx
 
 _LOCKS = ".flujo-locks"
+Stamp = tuple[int, int, int]  # of a file: its inode, its time in ns, its size
 _KEPT = 256  # files whose content is remembered, so that a save need not read what it wrote itself
 
 
@@ -30,7 +33,8 @@ class FileWriter:
         self._sidecar: Sidecar | None = None
         self._process: dict[str, Any] | None = None
         self._fences = itertools.count(1)
-        self._known: dict[str, tuple[tuple[int, int, int], RunFile]] = {}
+        self._known: dict[str, tuple[Stamp, RunFile]] = {}
+        self._looked: dict[str, int | Stamp] = {}
 
     def process(self, batch: list[Job]) -> None:
         """Finish every job: each run's file is synced for itself, the directory once for all."""
@@ -72,6 +76,26 @@ class FileWriter:
     def keep_house(self) -> None:
         """Do nothing."""
 
+    def news(self, held: Mapping[str, Held]) -> dict[str, int]:
+        """Return the runs that may have new mail since the last look, with the newest message that is known of.
+
+        A file that this process has written or read last is known; of any other there is only its stamp to compare.
+        """
+        looked: dict[str, int | Stamp] = {}
+        found = {}
+        for run_id, claim in held.items():
+            with contextlib.suppress(OSError):
+                stamp = _stamp((self._directory / file_name(run_id)).stat())
+                known = self._known.get(run_id)
+                mail = known[1].mail if known is not None and known[0] == stamp else None
+                newest = 0 if not mail else mail[-1].seq
+                looked[run_id] = stamp if mail is None else newest
+                new = newest > claim.newest if mail is not None else looked[run_id] != self._looked.get(run_id)
+                if new:
+                    found[run_id] = newest
+        self._looked = looked
+        return found
+
     def _read(self, job: Job, sidecar: Sidecar) -> None:
         work = job.work if job.reads else job.peek
         assert work is not None
@@ -95,7 +119,7 @@ class FileWriter:
             tx = FileTx(self._load(job.run_id), self._process, sidecar, self._draw)
             try:
                 job.result = job.work(tx)
-            except (FencedError, RunInProgressError) as error:
+            except REFUSALS as error:
                 job.error = error
                 return False
             if tx.changed:
@@ -112,8 +136,7 @@ class FileWriter:
         path = self._directory / file_name(run_id)
         try:
             with path.open("rb") as file:
-                facts = os.fstat(file.fileno())
-                stamp = (facts.st_ino, facts.st_mtime_ns, facts.st_size)
+                stamp = _stamp(os.fstat(file.fileno()))
                 known = self._known.get(run_id)
                 if known is not None and known[0] == stamp:
                     return known[1]
@@ -146,7 +169,7 @@ class FileWriter:
             raise
         if len(self._known) >= _KEPT:
             self._known.pop(next(iter(self._known)))
-        self._known[run_id] = ((facts.st_ino, facts.st_mtime_ns, facts.st_size), content)
+        self._known[run_id] = (_stamp(facts), content)
 
     def _sync_directory(self, written: list[Job]) -> None:
         """Make the renames durable; where that fails, none of them counts as saved."""
@@ -173,7 +196,7 @@ class FileWriter:
                 found.append(decoded(path.read_bytes(), str(path)))
         for key, file in enumerate(sorted(found, key=lambda file: file.run.created_at), start=1):
             file.run.key = key
-            tx.take(file.run, file.log, file.snapshot)
+            tx.take(file.run, file.log, file.snapshot, file.mail)
         return tx
 
     def _opened(self) -> Sidecar:
@@ -241,6 +264,7 @@ class FileWriter:
     def shut(self) -> None:
         """Drop every lock."""
         self._known.clear()
+        self._looked.clear()
         if self._sidecar is not None:
             self._sidecar.close()
             self._sidecar = None
@@ -248,3 +272,7 @@ class FileWriter:
     def forsake(self) -> None:
         """In a forked child: close what was inherited."""
         self.shut()
+
+
+def _stamp(facts: os.stat_result) -> Stamp:
+    return facts.st_ino, facts.st_mtime_ns, facts.st_size

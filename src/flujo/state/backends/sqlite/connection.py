@@ -23,9 +23,14 @@ from flujo.errors import (
 )  # fmt: skip
 from flujo.state.backends._loading import located
 
-SCHEMA_VERSION = 1
-# How to come from each older version to the next: SQL by the version that it starts from.
-MIGRATIONS: dict[int, str] = {}
+
+def _script(name: str) -> str:
+    return (get_data(__name__, name) or b"").decode()
+
+
+SCHEMA_VERSION = 2
+# How to come from each older version to the next: SQL by the version that it starts from. New stores go the same way.
+MIGRATIONS: dict[int, str] = {1: _script("mail.sql")}
 Connect = Callable[[str], sqlite3.Connection]
 _PREFIX = "flujo_"
 
@@ -39,6 +44,24 @@ def check_writable(path: str) -> None:
     """Raise PermissionError where the file may only be read: SQLite would leave a log beside it that is like it."""
     if Path(path).exists() and not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+
+def check_whole(path: str) -> None:
+    """Raise StateCorruptedError where the end of the file is gone: SQLite notices when it comes to a page that is."""
+    try:
+        with Path(path).open("rb") as file:
+            header = file.read(100)
+            size = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return
+    page_size, pages = int.from_bytes(header[16:18], "big"), int.from_bytes(header[28:32], "big")
+    known = len(header) == 100 and header[24:28] == header[92:96]  # else an old SQLite wrote, which did not count them
+    if known and size < pages * (65536 if page_size == 1 else page_size) and not Path(path + "-wal").exists():
+        raise StateCorruptedError(
+            f"The database is cut off: of {pages} pages {size} bytes are left ({path}).",
+            hint="Restore it from a backup.",
+            path=path,
+        )
 
 
 def prepare(connection: sqlite3.Connection, path: str, durability: str) -> None:
@@ -83,7 +106,8 @@ def _bring_schema(connection: sqlite3.Connection, path: str) -> None:
                 hint="Use another file, or rename those tables.",
                 path=path,
             )
-        _run_script(connection, (get_data(__name__, "schema.sql") or b"").decode())
+        for script in (_script("schema.sql"), *(MIGRATIONS[step] for step in range(1, SCHEMA_VERSION))):
+            _run_script(connection, script)
         _stamp(connection)
         return
     found = execute("SELECT value FROM flujo_meta WHERE name = 'schema_version'").fetchone()

@@ -1,4 +1,5 @@
--- The tables of a flujo store, version 1. Each is STRICT; times are microseconds since 1970 UTC.
+-- The tables of a flujo store, version 1 (see mail.sql for the next). Each is STRICT; times are microseconds since 1970
+-- UTC.
 -- Everything is prefixed, so that a store can live in a file beside tables of yours.
 
 CREATE TABLE flujo_meta (

@@ -13,15 +13,16 @@ from flujo._clock import micros, moment
 from flujo.errors import StateCorruptedError
 from flujo.state.backends._ledger import Save
 from flujo.state.backends._loading import hidden
-from flujo.state.backends._rows import COLUMNS, LogRow, RunQuery, RunRow, column
+from flujo.state.backends._rows import COLUMNS, LogRow, MailRow, RunQuery, RunRow, column
 from flujo.state.backends._sidecar import Sidecar, boot_id, machine_id
 from flujo.state.backends.base import RunSummary
 from flujo.state.models import STATUSES
 
 LEASE_US = 30_000_000
 # The tables are STRICT: another type than these (s text, i integer, b bytes, capital: or NULL) is damage.
-_RUN_KINDS, _LOG_KINDS = "issssISBisiiSIIIIiii", "iisiiiiiBBBbBb"
+_RUN_KINDS, _LOG_KINDS, _MAIL_KINDS = "issssISBisiiSIIIIiii", "iisiiiiiBBBbBb", "isssBSSib"
 _RENEWED = tuple(name for name in COLUMNS if name not in ("fingerprint", "input"))
+_BEYOND = (1 << 63) - 1  # no message has this number
 _CLASSES = {"s": (str,), "i": (int,), "b": (bytes,)}
 _sound: set[tuple[str, tuple[type, ...]]] = set()
 
@@ -81,8 +82,10 @@ class SQLiteTx:
             if indexed != stored:
                 raise hidden(str(indexed if stored is None else stored))
 
-    def drop_run(self, key: int) -> None:
+    def drop_run(self, key: int, *, mail: bool = True) -> None:
         self._execute(SQL["drop_run"], (key,))
+        if mail:
+            self._execute(SQL["drop_mail"], (key,))
         self._execute(SQL["drop_start"], (key,))
         rows = self._execute(SQL["drop_log"], (key, key)).rowcount
         self._execute(SQL["drop_snapshot"], (key, key))
@@ -201,6 +204,54 @@ class SQLiteTx:
     def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]:
         return self._execute(SQL["runs_after"], (key, limit)).fetchall()
 
+    def next_mail(self, key: int, known: int) -> int:
+        number: int = self._one("next_mail", known)[0]
+        return number
+
+    def put_mail(self, key: int, row: MailRow) -> None:
+        self._execute(SQL["put_mail"], (*row, key))
+
+    def mail(self, key: int, after: int, limit: int | None) -> list[MailRow]:
+        return self._mail("mail", key, after, -1 if limit is None else limit)
+
+    def newest_mail(self, key: int) -> MailRow | None:
+        return self.mail_before(key, _BEYOND)
+
+    def mail_before(self, key: int, seq: int) -> MailRow | None:
+        found = self._mail("mail_before", key, seq)
+        return found[0] if found else None
+
+    def mail_of_id(self, key: int, id: str) -> MailRow | None:
+        found = self._mail("mail_of_id", key, id)
+        return found[0] if found else None
+
+    def mail_beginning(self, key: int, prefix: str) -> list[MailRow]:
+        return self._mail("mail_beginning", key, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1))
+
+    def _mail(self, name: str, key: int, *values: Any) -> list[MailRow]:
+        found = self._execute(SQL[name], (key, *values)).fetchall()
+        for row in found:
+            _check_kinds(_MAIL_KINDS, row, f"number {key}")
+        return list(map(MailRow._make, found))
+
+    def count_mail(self, key: int, after: int) -> int:
+        number: int = self._one("count_mail", key, after)[0]
+        return number
+
+    def move_mail(self, old: int, new: int) -> None:
+        self._execute(SQL["move_mail"], (new, old))
+
+    def newest_of_all(self) -> int:
+        """Return the number of the store's newest message, or 0."""
+        return self._one("newest_of_all")[0] or 0
+
+    def news(self, after: int) -> dict[int, int]:
+        """Return the keys of the runs with messages after number `after`, and the newest message of each."""
+        return dict(self._execute(SQL["news"], (after,)).fetchall())
+
+    def set_due(self, key: int, due: int) -> None:
+        self._execute(SQL["set_due"], (due, key))
+
     def join(self, host: str, pid: int) -> None:
         """Enter this process as an owner and hold its lock; forget the owners that are dead."""
         assert self._sidecar is not None
@@ -251,6 +302,7 @@ def _summary(row: tuple[Any, ...]) -> RunSummary:
         run_id=row[0], pipeline_id=row[1], pipeline_name=row[2], pipeline_version=row[3], status=row[4],
         current_step_index=row[5], total_steps=row[6], error_message=row[7],
         created_at=moment(row[8]), updated_at=moment(row[9]), execution_time_ms=row[10] / 1000,
+        due_at=moment(row[11]) if row[11] is not None else None,
     )  # fmt: skip
 
 

@@ -101,7 +101,8 @@ SELECT * FROM (
 
 -- name: list_runs
 SELECT r.run_id, r.pipeline_id, r.pipeline_name, r.pipeline_version, r.status, h.idx, r.total_steps,
-       iif(r.status = 'running', NULL, r.error_message), r.created_at, h.at, h.busy
+       iif(r.status = 'running', NULL, r.error_message), r.created_at, h.at, h.busy,
+       iif(r.status = 'paused', r.due_at, NULL)
 FROM ({found} ORDER BY 2 DESC, 1 DESC LIMIT :limit OFFSET :offset) AS f
 JOIN flujo_run AS r ON r.key = f.key
 JOIN flujo_log AS h
@@ -124,3 +125,43 @@ SELECT key, run_id FROM flujo_run WHERE key > ? ORDER BY key LIMIT ?
 SELECT count(*) FROM flujo_run AS r
 WHERE r.status = ?1 AND r.updated_at >= ?2
   AND (?1 <> 'running' OR EXISTS (SELECT 1 FROM flujo_log WHERE seq > r.key << 24 AND seq < (r.key + 1) << 24))
+
+-- name: put_mail
+INSERT INTO flujo_mail (seq, id, kind, name, body, author, reason, at, sum, run) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: next_mail
+SELECT max(?, coalesce((SELECT max(seq) FROM flujo_mail), 0),
+           coalesce((SELECT max(seq) FROM sqlite_sequence WHERE name = 'flujo_mail'), 0)) + 1
+
+-- name: mail
+SELECT seq, id, kind, name, body, author, reason, at, sum FROM flujo_mail WHERE run = ? AND seq > ?
+ORDER BY seq LIMIT ?
+
+-- name: mail_before
+SELECT seq, id, kind, name, body, author, reason, at, sum FROM flujo_mail WHERE run = ? AND seq < ?
+ORDER BY seq DESC LIMIT 1
+
+-- name: mail_of_id
+SELECT seq, id, kind, name, body, author, reason, at, sum FROM flujo_mail WHERE run = ? AND id = ?
+
+-- name: mail_beginning
+SELECT seq, id, kind, name, body, author, reason, at, sum FROM flujo_mail WHERE run = ? AND id >= ? AND id < ?
+ORDER BY seq
+
+-- name: count_mail
+SELECT count(*) FROM flujo_mail WHERE run = ? AND seq > ?
+
+-- name: move_mail
+UPDATE flujo_mail SET run = ? WHERE run = ?
+
+-- name: drop_mail
+DELETE FROM flujo_mail WHERE run = ?
+
+-- name: newest_of_all
+SELECT max(seq) FROM flujo_mail
+
+-- name: news
+SELECT run, max(seq) FROM flujo_mail WHERE seq > ? GROUP BY run
+
+-- name: set_due
+UPDATE flujo_run SET due_at = ? WHERE key = ?

@@ -77,7 +77,7 @@ class Survey:
 
 
 def integrity(path: str) -> list[str]:
-    """Return what SQLite's own integrity check finds, and saves without their run; an empty list is good."""
+    """Return what SQLite's own integrity check finds, and what has no run; an empty list is good."""
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
@@ -85,6 +85,10 @@ def integrity(path: str) -> list[str]:
                 "SELECT DISTINCT seq >> 24 FROM flujo_log WHERE seq >> 24 NOT IN (SELECT key FROM flujo_run) LIMIT 20"
             )
             found += [f"{path}: there are saves of a run number {key}, but no such run." for (key,) in lost]
+            lost = connection.execute(
+                "SELECT DISTINCT run FROM flujo_mail WHERE run NOT IN (SELECT key FROM flujo_run) LIMIT 20"
+            )
+            found += [f"{path}: there are messages to a run number {key}, but no such run." for (key,) in lost]
     except sqlite3.Error as error:
         return [str(mapped(error, path))]
     return found

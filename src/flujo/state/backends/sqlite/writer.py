@@ -10,19 +10,19 @@ import itertools
 import os
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from flujo.errors import FencedError, RunInProgressError, SaveError, StoreUnavailableError
-from flujo.state.backends import _ledger
+from flujo.errors import SaveError, StoreUnavailableError
+from flujo.state.backends import _ledger, _mailbox
 from flujo.state.backends._jobs import Job
+from flujo.state.backends._ledger import Held
 from flujo.state.backends._sidecar import Sidecar, host_name, refuse_network
 from flujo.state.backends.sqlite import connection as opening
 from flujo.state.backends.sqlite.tx import SQLiteTx
 
 CHECKPOINT_PAGES = 1000
-_REFUSALS = (FencedError, RunInProgressError)  # raised before anything was written: the transaction is still good
 
 
 class Writer:
@@ -37,6 +37,7 @@ class Writer:
         self._sidecar: Sidecar | None = None
         self._tx: SQLiteTx | None = None
         self._fences = itertools.count(1)
+        self._looked = 0  # the newest message of the store when it was last looked for any
 
     def process(self, batch: list[Job]) -> None:
         """Finish every job of the batch: reads first, then all writes in one transaction."""
@@ -114,7 +115,7 @@ class Writer:
                 continue
             try:
                 job.result = job.work(tx)
-            except _REFUSALS as error:
+            except _ledger.REFUSALS as error:
                 job.error = error
 
     def _commit(self, jobs: list[Job], execute: Callable[[str], object], tx: SQLiteTx) -> None:
@@ -211,6 +212,21 @@ class Writer:
             job.fail(opening.mapped(error, self.path))
             return True
 
+    def news(self, held: Mapping[str, Held]) -> dict[str, int]:
+        """Return the runs that have new mail since the last look, with the number of the newest message.
+
+        Reads without a transaction: what is committed while it does is found now, or at the next look.
+        """
+        if self._tx is None or not held:
+            return {}
+        self._tidy()
+        fresh = [claim for claim in held.values() if claim.fresh]
+        newest = self._tx.newest_of_all()
+        found = self._tx.news(self._looked) if len(fresh) < len(held) and newest > self._looked else {}
+        self._looked = newest
+        found |= {claim.key: _mailbox.newest_of(self._tx, claim.key) for claim in fresh}
+        return {run_id: found[claim.key] for run_id, claim in held.items() if found.get(claim.key, 0) > claim.newest}
+
     def _tidy(self) -> None:
         """End a transaction that was left open by an exception out of nowhere, such as a signal handler's."""
         if self._connection is not None and self._connection.in_transaction:
@@ -226,7 +242,7 @@ class Writer:
             return False
         try:
             job.result = job.work(tx)
-        except _REFUSALS as error:
+        except _ledger.REFUSALS as error:
             job.error = error
         except sqlite3.Error as error:
             if single and opening.is_busy(error):
@@ -273,6 +289,7 @@ class Writer:
         try:
             self._sidecar.check_not_emptied()
             opening.check_writable(self.path)
+            opening.check_whole(self.path)
             connection = self._connect(self.path)
             try:
                 self._patiently(lambda: opening.prepare(connection, self.path, self._durability))

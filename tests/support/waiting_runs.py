@@ -1,0 +1,158 @@
+"""Runs that wait: a clock that a test sets, steps that are held, and hooks around what a store does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from flujo import Flujo, StateBackend, Step, step
+from flujo.state.mail import Message
+from flujo.testing import VirtualClock
+from tests.support.backends import THEIRS, Place
+from tests.support.nested_runs import PATIENCE_S, Notes
+from tests.support.undo_steps import Ledger
+
+T = TypeVar("T")
+
+
+class Approval(BaseModel):
+    """An answer."""
+
+    approved: bool
+    note: str = ""
+
+
+YES = Approval(approved=True)
+
+
+class Clock(VirtualClock):
+    """A virtual clock that can be set, also back."""
+
+    def set(self, moment: datetime) -> None:
+        """Show that moment from now on."""
+        self._now = moment
+
+    def jump(self, seconds: float) -> None:
+        """Be set forward, or back."""
+        self._now += timedelta(seconds=seconds)
+
+
+def ask(name: str = "ask", **options: Any) -> Step[Any, Any]:
+    """Return a step that asks a person for an Approval."""
+    return Step.human_in_the_loop(name, "Ship it?", options.pop("tp", Approval), **options)
+
+
+def runner(place: Place, pipeline: Any, clock: VirtualClock | None = None, **options: Any) -> Flujo[Any, Any]:
+    """Return a runner on the store, as another process would have."""
+    return Flujo(pipeline, state_backend=place.open(), clock=clock or VirtualClock(), pipeline_name="p", **options)
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """Run a test that does several things at once, and say so where it hangs."""
+
+    async def main() -> T:
+        async with asyncio.timeout(PATIENCE_S):
+            return await work
+
+    return asyncio.run(main())
+
+
+def one_backend(place: Place) -> StateBackend:
+    """Have the place open one and the same backend: three methods know only of the claims of one object."""
+    backend = place.open()
+    if place.kind in THEIRS:
+        place.open = lambda: backend  # type: ignore[method-assign]
+    return backend
+
+
+async def until(condition: Callable[[], Awaitable[object]]) -> None:
+    """Let everything go on until that is so; `at_once` says when it takes too long."""
+    while not await condition():  # noqa: ASYNC110  (what it waits for is in a store, which rings no event)
+        await asyncio.sleep(0)
+
+
+async def settle() -> None:
+    """Let everything go on that can, but for what waits for a thread."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+class Held:
+    """A step that says when it has begun, and ends when it is let go. Made inside of a loop."""
+
+    def __init__(self, notes: Notes, name: str = "work", does: Callable[[Any], Any] = lambda n: n, **options: Any):
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+        self.cancelled = False
+
+        @step(name=name, **options)
+        async def held(n: Any) -> Any:
+            await notes.call()
+            self.begun.set()
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+            return does(n)
+
+        self.step: Step[Any, Any] = held
+
+
+def message(kind: str, clock: VirtualClock, **changes: Any) -> Message:
+    """Return an order as `cancel`, `pause` and `resume` send it."""
+    return Message(**{"id": kind, "kind": kind, "by": "ann", "reason": "why not", "at": clock.now()} | changes)
+
+
+Hook = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def around_saves(
+    backend: StateBackend,
+    wanted: Callable[[dict[str, Any]], bool],
+    before: Hook | None = None,
+    after: Hook | None = None,
+) -> StateBackend:
+    """Do something right before or right after the first save that is wanted, while its owner waits for it."""
+    save = backend.save_state
+    done = False
+
+    async def save_state(run_id: str, state: dict[str, Any]) -> None:
+        nonlocal done
+        mine = not done and wanted(state)
+        done = done or mine
+        if mine and before is not None:
+            await before(state)
+        await save(run_id, state)
+        if mine and after is not None:
+            await after(state)
+
+    backend.save_state = save_state  # type: ignore[method-assign]  # of this instance
+    return backend
+
+
+def records_named(name: str) -> Callable[[dict[str, Any]], bool]:
+    """Return the test of a save whose newest record is the step of that name."""
+
+    def wanted(state: dict[str, Any]) -> bool:
+        records = state["step_history"]
+        if not records:
+            return False
+        path = records[-1]["path"] if isinstance(records[-1], dict) else records[-1].path
+        return bool(path[-1] == name)
+
+    return wanted
+
+
+def is_pausing(state: dict[str, Any]) -> bool:
+    """Return whether a save is one that pauses its run."""
+    return bool(state["status"] == "paused")
+
+
+__all__ = [
+    "YES", "Approval", "Clock", "Held", "Ledger", "Notes", "around_saves", "ask", "at_once", "is_pausing", "message",
+    "one_backend", "records_named", "runner", "settle", "until",
+]  # fmt: skip

@@ -56,7 +56,8 @@ class Commits:
         """
         if self.broken is not None:
             raise self.broken
-        self._changes.clear()
+        if self._changes:
+            self._changes = []
         try:
             await self.keeper.save(state)
         except asyncio.CancelledError:  # it is saved
@@ -171,7 +172,8 @@ class Commits:
             first += entry.record is not None
 
     def _take(self, state: State) -> None:
-        state.pop("guard", None)
+        if "guard" in state:
+            del state["guard"]
         for change in self._changes:
             state = change(state)
         self.state = state

@@ -134,17 +134,35 @@ class Drive:
             if do is None:
                 await self._finish()
                 return None
-            refused = self._refused(do)
+            refused = self._refused(do) if self._crashes or self.state["deadline"] is not None else None
             if refused is not None:
                 return await self._failed(refused)
             task = asyncio.current_task()
             before = cancels(task)
-            done = await self._watch.interruptibly(self._done(do), self.state["deadline"])
+            done = await self._performed(do, task, before)
             if done is not None:
                 record = await self._came_out(do, *done)
                 if cancels(task) > before:  # and the step went on to its end all the same
                     raise asyncio.CancelledError
                 return record
+
+    async def _performed(self, do: Do, task: asyncio.Task[Any] | None, before: int) -> tuple[Outcome, list[int]] | None:
+        """Do a step; None where the rest of it has to wait and the run is paused, or an order or the deadline stops it.
+
+        With the outcome come the places of failures on record that a retry makes good.
+        """
+        watch, step = self._watch, do.step
+        watch.begin(task, before, self.state["deadline"])
+        try:
+            if step.control is not None or step.on_crash != "retry" or step.retry.longest > TIMER_S:
+                return await self._compose(do)  # several things go on in it, or it may have to wait
+            return await self._perform(do), []
+        except asyncio.CancelledError:
+            if not watch.has_interrupted():
+                raise
+            return None
+        finally:
+            watch.end()
 
     def _announce_pause(self) -> None:
         if self._chatty and self.state["status"] == "paused":
@@ -195,16 +213,6 @@ class Drive:
             self._records.append(outcome.record)
         return outcome.record
 
-    async def _done(self, do: Do) -> tuple[Outcome, list[int]] | None:
-        """Do a step; None where all that is left of it has to wait, and the run is paused."""
-        if do.step.control is not None or self._is_special(do):
-            return await self._compose(do)
-        return await self._perform(do), []
-
-    def _is_special(self, do: Do) -> bool:
-        """Return whether a function may have to wait, or be asked about: for another attempt, or after a crash."""
-        return do.step.on_crash != "retry" or do.step.retry.longest > TIMER_S
-
     def _too_late(self, do: Do) -> Outcome:
         error = DeadlineExceededError(
             f"The deadline of run {self.run_id!r} has passed ({self.state['deadline']:%Y-%m-%d %H:%M:%S} UTC).",
@@ -230,10 +238,7 @@ class Drive:
         return outcome
 
     async def _compose(self, do: Do) -> tuple[Outcome, list[int]] | None:
-        """Do a step in which several things may go on, or that may have to wait; None: it does, and the run is paused.
-
-        With the outcome come the places of failures on record that a retry makes good.
-        """
+        """Do a step in which several things may go on, or that may have to wait. See `_performed`."""
         saved = await self._saved()
         if saved is None:
             saved = Saved(attempts={do.path: attempts_before(self.state)})

@@ -295,7 +295,9 @@ class Flujo(Generic[In, Out]):
                     hint="What it did can only be taken back by another run.", run_id=run_id, status=result.status,
                 )  # fmt: skip
 
-        return self._execution(MISSING, run_id, None, wait=True, inline=inline, known=True, before=send, check=check)
+        return self._execution(
+            MISSING, run_id, None, wait=False, inline=inline, known=True, attach=True, before=send, check=check
+        )
 
     def _execution(
         self,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine
 from datetime import datetime
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from flujo._clock import Clock
 from flujo.engine import is_cancelled
@@ -16,7 +15,6 @@ from flujo.runner.commits import Commits
 from flujo.runner.mailbox import Mailbox
 from flujo.runner.performing import CLOCK_S, cancels
 
-T = TypeVar("T")
 _log = logging.getLogger("flujo")
 
 
@@ -35,29 +33,28 @@ class Watch:
         self._commits, self._mailbox, self._clock = commits, mailbox, clock
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[Any] | None = None  # does a step, and may be interrupted
+        self._before = 0  # how often that was cancelled when it began
         self._interrupted = False
         self._timer: asyncio.Handle | None = None
         self._looking: asyncio.Future[None] | None = None
 
-    async def interruptibly(self, work: Coroutine[Any, Any, T], deadline: datetime | None) -> T | None:
-        """Do the work; return None where a cancel or the deadline has interrupted it."""
-        self._task = task = asyncio.current_task()
-        self._interrupted = False
-        before = cancels(task)
+    def begin(self, task: asyncio.Task[Any] | None, before: int, deadline: datetime | None) -> None:
+        """The task, which was cancelled `before` times, is about to do a step: interrupt it when that is called for."""
+        self._task, self._before, self._interrupted = task, before, False
         if deadline is not None:
             self._timer = self._loop.call_soon(self._arm, deadline)  # never from within the task itself
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if not self._interrupted or cancels(task) > before + 1:
-                raise
-            return None
-        finally:
-            self._task = None
-            if self._timer is not None:
-                self._timer.cancel()
-            if self._interrupted and task is not None:
-                task.uncancel()
+
+    def has_interrupted(self) -> bool:
+        """Return whether the step was cancelled by this watch, and by nobody else."""
+        return self._interrupted and cancels(self._task) == self._before + 1
+
+    def end(self) -> None:
+        """The step is done, or has given up."""
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._interrupted and task is not None:
+            task.uncancel()
 
     def _arm(self, deadline: datetime) -> None:
         """Interrupt at the deadline by the clock, which may be set meanwhile."""

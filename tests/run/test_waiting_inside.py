@@ -9,7 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from flujo import Flujo, ItemError, Merge, Pipeline, Step, step
-from flujo.errors import AlreadyAnsweredError, NoVoteError, RunNotWaitingError, WaitTimeoutError
+from flujo.errors import AlreadyAnsweredError, NoVoteError, RunNotWaitingError, StepTimeoutError, WaitTimeoutError
 from tests.support.backends import OURS, Place
 from tests.support.nested_runs import Notes, paths
 from tests.support.waiting_runs import YES, Approval, Clock, Held, ask, at_once, runner, until
@@ -307,3 +307,17 @@ def test_nobody_answers_inside(place: Place) -> None:
     result = runner(place, pipeline, clock).run(run_id="r")
     assert isinstance(result.error, WaitTimeoutError) and result.error.step == "outer.fan.one.x"
     assert sorted(asked(runner(place, pipeline, clock).run(run_id="r"))) == ["outer.fan.one.x", "outer.fan.two.y"]
+
+
+def test_a_time_limit_around_a_wait(place: Place) -> None:
+    """The limit of a step that contains the wait goes on while the run is paused: a sleep has none of its own, and is
+    to be given one by a step around it."""
+    clock = Clock()
+    for number, wait in enumerate([ask(), Step.sleep("nap", 3600), Step.wait_for("go")]):
+        pipeline = (Notes().step("a") >> wait).as_step("outer").with_timeout(60)
+        runner(place, pipeline, clock).run(1, run_id=f"{number}")
+        clock.jump(59)
+        assert runner(place, pipeline, clock).run(run_id=f"{number}").status == "paused"
+        clock.jump(1)
+        result = runner(place, pipeline, clock).run(run_id=f"{number}")
+        assert result.status == "failed" and isinstance(result.error, StepTimeoutError), result

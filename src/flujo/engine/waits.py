@@ -155,6 +155,11 @@ def over(state: State, path: Path) -> State:
     return {**state, "position": position or None}
 
 
+def known(state: State, path: Path) -> State:
+    """Return the state in which it is known how the step at `path` came out, and nothing is waited for there."""
+    return closed(over(state, path), path)
+
+
 def in_doubt(state: State) -> frozenset[Path]:
     """Return the paths of the steps that were begun, and of which nothing more is known."""
     position = state["position"]

@@ -10,33 +10,34 @@ from functools import partial
 from typing import Any, TypeVar
 
 from flujo import _ids
-from flujo.engine import Act, Do, Frame, Met, Path, Saved, Scope, Tree, begun, closed, in_doubt, is_held, over
+from flujo.engine import (
+    Act,
+    Do,
+    Frame,
+    Met,
+    Path,
+    Saved,
+    Scope,
+    Tree,
+    begun,
+    closed,
+    in_doubt,
+    is_cancelled,
+    is_held,
+    known,
+    over,
+)  # fmt: skip
 from flujo.errors import NotSerializableError, StepTimeoutError, UnreadMailError, WaitTimeoutError
 from flujo.execution.events import StepFailed, StepSaved
 from flujo.pipeline import WAITS, Reconciled, Step
+from flujo.runner.limits import Timer
 from flujo.runner.mailbox import Mailbox
 from flujo.runner.performing import UNCHANGING, InnerPlace, Outcome, Performer, failure
 from flujo.runner.scopes import RunContext, Scopes
 from flujo.runner.waits import Parked, Waits
-from flujo.state.backends.base import State
 from flujo.state.models import StepRecord
 
 T = TypeVar("T")
-
-
-class Timer:
-    """A time limit that runs; whoever comes to an end before cancels it."""
-
-    __slots__ = ("_handle", "_running")
-
-    def __init__(self, running: set[Timer], handle: asyncio.TimerHandle) -> None:
-        self._running, self._handle = running, handle
-        running.add(self)
-
-    def cancel(self) -> None:
-        """Stop it."""
-        self._handle.cancel()
-        self._running.discard(self)
 
 
 class CompositeRun:
@@ -70,7 +71,7 @@ class CompositeRun:
         self.void: list[int] = []
 
     async def run(self) -> Outcome | None:
-        """Perform it, and return how it came out, or None where all that is left has to wait and the run is paused.
+        """Perform it, and return how it came out, or None where it goes no further: the run is paused, or cancelled.
 
         Raises CancelledError where the task was cancelled, and what stops the run.
         """
@@ -83,8 +84,10 @@ class CompositeRun:
         except GeneratorExit:  # nothing may be awaited now
             self._cancel_all()
             raise
-        except BaseException:
+        except BaseException as error:
             await self._stop()
+            if isinstance(error, asyncio.CancelledError):  # what had come to its end, and waited for a save
+                await self._commits.flush()
             raise
         if self._fatal is not None:
             raise self._fatal
@@ -111,8 +114,14 @@ class CompositeRun:
         return failure(self._do.path, found.error, latency=latency)
 
     async def _go_on(self) -> bool:
-        """Start what may be started, and wait until something has come about; return False where the run is paused."""
+        """Start what may be started, and wait until something has come about; return False where it goes no further."""
+        while self._waits.mailbox.stale:
+            await self._waits.mailbox.refresh()
         self._take_notes()
+        if is_cancelled(self._commits.state):
+            await self._stop()
+            await self._commits.flush()
+            return False
         held = is_held(self._commits.state)
         if not self._leaving and not held:
             self._todo += self._tree.ready()
@@ -133,7 +142,7 @@ class CompositeRun:
         if not self._tasks:
             assert self._waits.parked or held, "nothing goes on, and nothing has come to an end"
             return not await self._pause()
-        timer = self._waits.timer(self._progress.set)
+        timer = self._waits.timer(self._progress.set) if not held else None
         try:
             await self._waits.make_known()
             await self._progress.wait()
@@ -228,7 +237,7 @@ class CompositeRun:
             self._waits.retry(act, outcome)
             return
         if step.on_crash != "retry" or tries:
-            outcome = replace(outcome, change=partial(_known, path=act.path))
+            outcome = replace(outcome, change=partial(known, path=act.path))
         if outcome.error is None:
             self._crashes = 0
         await self._came_out(act, step, outcome)
@@ -276,7 +285,7 @@ class CompositeRun:
         record = StepRecord(path=act.path, output=verdict.output, attempts=attempts, by=by)
         self._crashes = 0
         await self._came_out(
-            act, replace(step, takes_context=False), Outcome(record, change=partial(_known, path=act.path))
+            act, replace(step, takes_context=False), Outcome(record, change=partial(known, path=act.path))
         )
 
     async def _come_true(self, ended: tuple[Parked, Met]) -> None:
@@ -384,8 +393,3 @@ class CompositeRun:
     def _run_id(self) -> str:
         run_id: str = self._commits.state["run_id"]
         return run_id
-
-
-def _known(state: State, path: Path) -> State:
-    """Return the state in which it is known how the step at `path` came out, and nothing is waited for there."""
-    return closed(over(state, path), path)

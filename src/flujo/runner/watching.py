@@ -71,11 +71,11 @@ class Watch:
 
     def wake(self) -> None:
         """A message may have come: called by the store, from any of its threads."""
+        self._mailbox.ring()  # now: what is stored before a step's save is obeyed before the next step begins
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._look)
 
     def _look(self) -> None:
-        self._mailbox.stale = True
         if self._task is not None and self._looking is None:
             self._looking = asyncio.ensure_future(self._read())
 
@@ -85,7 +85,6 @@ class Watch:
             while self._mailbox.stale and self._task is not None:
                 await self._mailbox.refresh()
         except StateError as error:  # the next look, or the next save, will tell
-            self._mailbox.stale = True
             _log.warning("run %s: its messages could not be read: %s", self._commits.state["run_id"], error)
         finally:
             self._looking = None

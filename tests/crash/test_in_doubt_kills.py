@@ -166,10 +166,6 @@ def test_find_out_before_it_ran(doubt: Doubt) -> None:
     doubt.check()
 
 
-NOT_COUNTED = "the save that a step begins, and one that pauses the run, forget how often its process has died"
-
-
-@pytest.mark.xfail(reason=NOT_COUNTED, strict=True)
 @pytest.mark.parametrize("on_crash", ["ask", "find"])
 def test_attempts_are_counted(doubt: Doubt, on_crash: str) -> None:
     """`attempt` is counted over crashes: each time that the step is begun anew it is one more than before."""
@@ -182,7 +178,6 @@ def test_attempts_are_counted(doubt: Doubt, on_crash: str) -> None:
     assert doubt.attempts() == [1, 2, 3]
 
 
-@pytest.mark.xfail(reason=NOT_COUNTED, strict=True)
 def test_a_step_that_always_dies_is_given_up(doubt: Doubt) -> None:
     """One that kills its process each time, and of which its function finds each time that it did not happen."""
     doubt.on_crash = "find"

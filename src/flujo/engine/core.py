@@ -71,6 +71,8 @@ def progressed(state: State, records: Sequence[StepRecord], context: dict[str, A
     after["pipeline_context"] = context
     after["status"] = "running"
     after["position"] = {**(state["position"] or {}), "from": first_record(state)}
+    if records:  # it goes on
+        after["position"].pop("crashes", None)
     after["error"] = None
     return after
 
@@ -94,6 +96,7 @@ def failed(
     after = following(state, [record] if record is not None else [], now)
     after["status"] = "failed"
     position = dict(state["position"] or {})
+    position.pop("crashes", None)
     if record is not None:
         position["attempts"] = record.attempts
     if void:
@@ -148,6 +151,12 @@ def _ranges(places: Collection[int]) -> list[list[int]]:
         else:
             ranges.append([place, place])
     return ranges
+
+
+def crashes_before(state: State) -> int:
+    """Return how often the process of the step under way had died before the last save, which made no headway."""
+    position = state.get("position")
+    return int(position.get("crashes", 0)) if isinstance(position, dict) else 0
 
 
 def attempts_before(state: State) -> int:

@@ -139,9 +139,14 @@ def wakes_at(state: State) -> datetime | None:
     return due
 
 
-def begun(state: State, path: Path) -> State:
-    """Return the state in which the step at `path` is about to be performed: if the process dies, it is in doubt."""
+def begun(state: State, path: Path, crashes: int) -> State:
+    """Return the state in which the step at `path` is about to be performed: if the process dies, it is in doubt.
+
+    `crashes` is how often its process has died so far, which the store counts from the last save on.
+    """
     position = dict(state["position"] or {})
+    if crashes:
+        position["crashes"] = crashes
     position["begun"] = [*(p for p in position.get("begun", ()) if tuple(p) != path), list(path)]
     return {**state, "position": position}
 

@@ -228,7 +228,7 @@ class CompositeRun:
         before = self._saved.attempts.get(act.path, 0) + self._crashes
         place = InnerPlace(act, before, self._scopes, self._commits)
         if step.on_crash != "retry":
-            self._commits.change(partial(begun, path=act.path))
+            self._commits.change(partial(begun, path=act.path, crashes=self._crashes))
             await self._commits.add(None)
         outcome = await self._performer.perform(place, self._saved, tries)
         if outcome.retry_in is not None:
@@ -272,6 +272,7 @@ class CompositeRun:
                 return
             verdict = outcome.record.output
         if verdict.happened is None:
+            self._commits.change(partial(begun, path=act.path, crashes=self._crashes))
             self._waits.ask_verdict(act)
         else:
             await self._judged(act, step, verdict)

@@ -16,6 +16,7 @@ from flujo.engine import (
     attempts_before,
     can_undo,
     completed,
+    crashes_before,
     decide,
     failed,
     finished,
@@ -72,7 +73,7 @@ class Drive:
         self._code: Registered = opened.code
         self._total = len(opened.code.pipeline.steps)
         self._fence = opened.fence
-        self._crashes = opened.crashes
+        self._crashes = opened.crashes + crashes_before(opened.state)
         self._context = RunContext(setup, self._commits, opened)
         self._performer = Performer(setup, self._commits)
         crashes = opened.crashes if opened.state["phase"] == "undoing" else 0  # else they were some step's

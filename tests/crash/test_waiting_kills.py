@@ -202,6 +202,22 @@ def test_killed_again_while_it_is_found_out(forks: Forks, tmp_path: Path, kind: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_that_kills_its_process_again_and_again(forks: Forks, tmp_path: Path, kind: str, nested: bool) -> None:
+    """It is given up after so many deaths, also where each time it was found out that it had not happened."""
+    order = Order(forks, tmp_path / "order", kind, charges=("find out", nested), max_crashes=3)
+    deaths_at_it = [("begin", 2, signal.SIGKILL), ("begin", 1, signal.SIGKILL), ("begin", 1, signal.SIGKILL)]
+    for death in deaths_at_it:
+        assert order.process("run", death) is None
+    result = order.process("run", ("begin", 1, signal.SIGKILL))
+    assert result is not None and result["status"] == "failed" and "CrashLoopError" in result["error"], result
+    result = order.process("run")
+    assert result is not None and result["status"] == "completed"
+    assert effects(order.lines) == 1 and once(order.lines) == []
+
+
+@pytest.mark.slow
 def test_the_control(forks: Forks, tmp_path: Path) -> None:
     """A step that is simply done again has its effect twice where the process dies in between: the tests would see."""
     order = Order(forks, tmp_path / "order", "sqlite", charges=("retry", False))

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flujo._clock import micros, moment
@@ -138,6 +138,7 @@ def test_what_else_comes_is_kept() -> None:
 KINDS = st.sampled_from(["cancel", "pause", "resume", "signal", "answer"])
 
 
+@settings(max_examples=50)
 @given(st.lists(KINDS, max_size=12), st.data())
 def test_messages_are_read_in_any_pieces(kinds: list[str], data: st.DataObject) -> None:
     """However they are cut, and however often the same are read: the state is that of reading each once, in order."""
@@ -254,22 +255,28 @@ def test_when_it_goes_on_by_itself() -> None:
 def test_steps_in_doubt() -> None:
     """From when they are begun until it is known how they came out; what else the position says stays."""
     state = new_state(position={"from": 4, "attempts": 2})
-    one = begun(state, ("pay",))
-    two = begun(begun(one, ("fan", "a", "pay")), ("pay",))
+    one = begun(state, ("pay",), 0)
+    two = begun(begun(one, ("fan", "a", "pay"), 0), ("pay",), 0)
     assert in_doubt(state) == frozenset() and in_doubt(one) == {("pay",)}
     assert in_doubt(two) == {("pay",), ("fan", "a", "pay")}
     assert len(two["position"]["begun"]) == 2
     left = over(two, ("pay",))
     assert in_doubt(left) == {("fan", "a", "pay")} and left["position"]["from"] == 4
     assert over(left, ("fan", "a", "pay"))["position"] == {"from": 4, "attempts": 2}
-    assert over(begun(new_state(), ("pay",)), ("pay",))["position"] is None
+    assert over(begun(new_state(), ("pay",), 0), ("pay",))["position"] is None
     assert over(state, ("pay",)) == state
     assert state["position"] == {"from": 4, "attempts": 2}
 
 
+def test_how_often_its_process_has_died() -> None:
+    """That a step is begun again does not make it forgotten."""
+    again = begun(begun(new_state(), ("pay",), 0), ("pay",), 3)
+    assert again["position"] == {"crashes": 3, "begun": [["pay"]]}
+
+
 def test_nothing_is_changed_in_place() -> None:
     """Every function leaves the state that it is given as it was."""
-    state = read(opened(begun(new_state(), ("a",)), a_wait(until=NOW)), [signal(1), order("pause", 2)])
+    state = read(opened(begun(new_state(), ("a",), 0), a_wait(until=NOW)), [signal(1), order("pause", 2)])
     before = copy.deepcopy(state)
     for change in (
         lambda s: read(s, [order("resume", 3), order("cancel", 4), answer(5)]),
@@ -277,7 +284,7 @@ def test_nothing_is_changed_in_place() -> None:
         lambda s: closed(s, ("ask",), Met((signal(1),))),
         lambda s: expired(s, ("ask",)),
         lambda s: paused(s, T0),
-        lambda s: begun(s, ("b",)),
+        lambda s: begun(s, ("b",), 0),
         lambda s: over(s, ("a",)),
     ):
         assert change(state) != before

@@ -14,6 +14,7 @@ import pytest
 
 from flujo import Flujo, PipelineResult
 from flujo.errors import RunInProgressError
+from flujo.state.mail import waits_of
 from tests.support.crash_forks import Forks, Journal, Switchboard, Wire, switchboard
 from tests.support.nested_runs import PATIENCE_S
 from tests.support.waiting_child import RUN, held, plain
@@ -57,6 +58,12 @@ class Elsewhere:
     def told(self, what: str) -> list[dict[str, Any]]:
         """Return what was written down of that."""
         return [line for line in self.journal.read() if line["what"] == what]
+
+    async def asks(self) -> None:
+        """Wait until it is in the store that a person is asked."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not waits_of((await self.backend.load_state(RUN) or {}).get("waiting")):  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
 
     async def comes(self, what: str) -> None:
         """Wait until that is written down."""
@@ -138,6 +145,7 @@ def test_answering(forks: Forks, board: Switchboard, tmp_path: Path, kind: str) 
 
     async def main(there: Elsewhere) -> Result:
         await there.flow.signal_async(RUN, "go", 7, by="cid")
+        await there.asks()
         begun = time.monotonic()
         answering = asyncio.ensure_future(there.flow.resume_async(RUN, 5, by="ann"))
         await there.comes("after")

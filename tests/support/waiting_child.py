@@ -114,6 +114,7 @@ def attempt(
     charges: tuple[str, bool] | None = None,
     happened: bool = False,
     inline: bool = False,
+    max_crashes: int = 1000,
 ) -> int:
     """Run, answer or signal the run; the child's whole life."""
     trace = Trace(Journal(journal), tuple(death) if death else None)  # type: ignore[arg-type]
@@ -122,7 +123,7 @@ def attempt(
     backend.trace = trace
     steps = Steps(trace)
     pipeline = steps.order() if charges is None else steps.charges(charges[0], nested=charges[1])
-    flow: Flujo[Any, Any] = Flujo(pipeline, pipeline_name="waiting", state_backend=backend, max_crashes=1000)
+    flow: Flujo[Any, Any] = Flujo(pipeline, pipeline_name="waiting", state_backend=backend, max_crashes=max_crashes)
     trace.write("process")
     verdict = {"happened": happened, "output": CHARGED if happened else None}
     result = asyncio.run(_done(flow, do, verdict)) if not inline else _done_inline(flow, do, verdict)

@@ -56,12 +56,9 @@ def completed(state: State, record: StepRecord, context: dict[str, Any], total: 
     after["pipeline_context"] = context
     after["last_step_output"] = record.output
     after["position"] = after["error"] = None
-    if index == total:
-        after["status"] = "completed"
-        if after["waiting"] is not None:
-            after["waiting"] = without_waits(after["waiting"])
-    else:
-        after["status"] = "running"
+    after["status"] = "completed" if index == total else "running"
+    if after["waiting"] is not None:
+        after["waiting"] = without_waits(after["waiting"]) if index == total else without_limits(after["waiting"])
     return after
 
 
@@ -104,6 +101,7 @@ def failed(
         position["void"] = _ranges(void_records(state) | set(void))
     after["position"] = position or None
     after["error"] = error
+    after["waiting"] = without_limits(state["waiting"])
     return after
 
 
@@ -120,8 +118,13 @@ def following(state: State, records: Sequence[StepRecord], now: datetime) -> Sta
 
 def without_waits(waiting: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what a run that has nothing more to do keeps of what it waited for."""
-    left = {name: value for name, value in (waiting or {}).items() if name not in ("waits", "kept", "held")}
-    return left or None
+    over = ("waits", "kept", "held", "limits")
+    return {name: value for name, value in (waiting or {}).items() if name not in over} or None
+
+
+def without_limits(waiting: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what is waited for by a run whose step under way has ended, with its time limits."""
+    return {name: value for name, value in (waiting or {}).items() if name != "limits"} or None
 
 
 def records_so_far(state: State) -> int:

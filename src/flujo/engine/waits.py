@@ -108,11 +108,23 @@ def paused(state: State, now: datetime) -> State:
     after = following(state, [], now)
     after["status"] = "paused"
     times = [wait["until"] for wait in waits_of(state["waiting"]) if wait.get("until") is not None]
+    times += [until for _, until in (state["waiting"] or {}).get("limits") or ()]
     if state["deadline"] is not None:
         times.append(micros(state["deadline"]))
     held = is_held(state)
     after["due_at"] = moment(min(t for t in times if t is not None)) if times and not held else None
     return after
+
+
+def limited(state: State, limits: Iterable[tuple[Path, int]]) -> State:
+    """Return the state with the time limits that run at these paths, and when they run out."""
+    return _with(state, dict(state["waiting"] or {}), limits=[[list(path), until] for path, until in limits])
+
+
+def limit_at(state: State, path: Path) -> int | None:
+    """Return when the time limit runs out that was running at `path` when the run was paused, or None."""
+    limits = (state["waiting"] or {}).get("limits") or ()
+    return next((int(until) for other, until in limits if tuple(other) == path), None)
 
 
 def wait_at(state: State, path: Path) -> Wait | None:

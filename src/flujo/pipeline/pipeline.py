@@ -46,9 +46,9 @@ class Step(StepParts, Generic[In, Out]):
     def with_timeout(self, timeout: float | timedelta) -> Step[In, Out]:
         """Return the same step with a time limit, in seconds or as a timedelta.
 
-        A function's limit is for one attempt. That of a step with pipelines inside is for all of it, from when this
-        process began it. That of a step that waits is its `timeout`. Raises StepDefinitionError for what is no time,
-        and for a step that sleeps.
+        A function's limit is for one attempt. That of a step with pipelines inside is for all of it; it goes on while
+        the run is paused, and begins anew after a crash. That of a step that waits is its `timeout`. Raises
+        StepDefinitionError for what is no time, and for a step that sleeps.
         """
         if isinstance(self.control, kinds.Wait):
             return replace(self, control=waits.limited(self.control, timeout, self.name))

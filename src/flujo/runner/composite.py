@@ -25,12 +25,13 @@ from flujo.engine import (
     is_cancelled,
     is_held,
     known,
+    limited,
     over,
 )  # fmt: skip
 from flujo.errors import NotSerializableError, StepTimeoutError, UnreadMailError, WaitTimeoutError
 from flujo.execution.events import StepFailed, StepSaved
 from flujo.pipeline import WAITS, Reconciled, Step
-from flujo.runner.limits import Timer
+from flujo.runner.limits import Timer, begin, overdue
 from flujo.runner.mailbox import Mailbox
 from flujo.runner.performing import UNCHANGING, InnerPlace, Outcome, Performer, failure
 from flujo.runner.scopes import RunContext, Scopes
@@ -140,6 +141,9 @@ class CompositeRun:
         if self._tree.over:
             return True
         if not self._tasks:
+            if overdue(self._timers, self._commits) and not held:
+                await self._progress.wait()  # it is about to run out
+                return True
             assert self._waits.parked or held, "nothing goes on, and nothing has come to an end"
             return not await self._pause()
         timer = self._waits.timer(self._progress.set) if not held else None
@@ -153,6 +157,7 @@ class CompositeRun:
 
     async def _pause(self) -> bool:
         """Save that nothing can go on; return False where a message has come meanwhile."""
+        self._commits.change(partial(limited, limits=[(timer.path, timer.until) for timer in self._timers]))
         try:
             await self._commits.pause()
         except UnreadMailError:
@@ -172,11 +177,9 @@ class CompositeRun:
             if path in self._tasks:
                 self._tasks[path].cancel()
                 self._leaving.add(path)
-        loop = asyncio.get_running_loop()
         for frame in tree.timed:
             if not frame.over:
-                handle = loop.call_later(frame.limit, self._expired, frame)
-                frame.timer = Timer(self._timers, handle)
+                begin(frame, self._timers, self._commits, self._expired)
         for notes in (tree.restored, tree.ended, tree.dropped, tree.timed):
             notes.clear()
 
@@ -368,6 +371,7 @@ class CompositeRun:
     def _expired(self, frame: Frame) -> None:
         """A time limit has run out."""
         frame.timer.cancel()
+        self._progress.set()
         if self._tree.expire(frame):
             self._start((*frame.path, ">timeout"), self._timed_out, frame)
             self._take_notes()

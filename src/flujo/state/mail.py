@@ -7,6 +7,7 @@ waits   what it waits for, a list; see `Wait`
 kept    the numbers of messages that were read and are not used yet: early signals, votes of a quorum
 held    who paused it from outside: {"by", "reason", "at"}
 cancel  who cancelled it, likewise
+limits  time limits that ran when the run was paused: the path of the step, and when it runs out
 last    how the newest wait for an answer ended: {"wait": its token, "how": "answered" or "expired", "by"}
 """
 

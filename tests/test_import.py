@@ -26,3 +26,14 @@ def test_import_says_and_starts_nothing() -> None:
     program = "import threading, flujo; assert threading.active_count() == 1, threading.enumerate()"
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.slow
+def test_the_command_line_is_loaded_by_itself_only() -> None:
+    """`python -m flujo` works, and what it needs is loaded by `flujo.cli` and by nothing that users import."""
+    command = [sys.executable, "-W", "error", "-m", "flujo", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[0], done.stderr) == (0, "flujo", "")
+    program = "import sys, flujo, flujo.testing; print('flujo.cli' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -7,11 +7,24 @@ A pipeline of typed steps saves its state after every successful step. When the 
 from __future__ import annotations
 
 from flujo import errors
+from flujo.engine.foresight import Plan
+from flujo.engine.reasons import Why
 from flujo.errors import FlujoError, NonRetryableError, RunFailedError
 from flujo.execution.current import CurrentStep, current_step
 from flujo.execution.once import once
-from flujo.pipeline import ItemError, Merge, Pipeline, PipelineRegistry, Reconciled, Retry, Step, step
+from flujo.pipeline import (
+    ItemError,
+    Merge,
+    MigratingState,
+    Pipeline,
+    PipelineRegistry,
+    Reconciled,
+    Retry,
+    Step,
+    step,
+)  # fmt: skip
 from flujo.runner.flujo import Flujo
+from flujo.runner.foresight import Misfit, check, check_async
 from flujo.runner.result import PipelineResult
 from flujo.state import FileBackend, InMemoryBackend, SQLiteBackend, StateBackend, open_backend, register_type
 from flujo.state.models import StepResult, WorkflowState
@@ -26,10 +39,13 @@ __all__ = [
     "InMemoryBackend",
     "ItemError",
     "Merge",
+    "MigratingState",
+    "Misfit",
     "NonRetryableError",
     "Pipeline",
     "PipelineRegistry",
     "PipelineResult",
+    "Plan",
     "Reconciled",
     "Retry",
     "RunFailedError",
@@ -37,7 +53,10 @@ __all__ = [
     "StateBackend",
     "Step",
     "StepResult",
+    "Why",
     "WorkflowState",
+    "check",
+    "check_async",
     "current_step",
     "errors",
     "once",

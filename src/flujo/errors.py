@@ -23,12 +23,17 @@ FlujoError
 │   ├── RunFailedError              `.output` was read of a run that did not complete
 │   ├── RunInProgressError          a live owner executes the run
 │   ├── RunNotFoundError            there is no such run
+│   ├── RunExistsError              there is a run of that run_id, and another was to be made
+│   ├── UnknownStepError            the pipeline has no such step
+│   ├── StepNotReachedError         the run has not come that far
+│   ├── InvalidChangeError          a change of a run that does not fit it; nothing was changed
 │   ├── RunEndedError               the run has ended, and nothing about it can be changed
 │   ├── CrashLoopError              the same step killed its process again and again
 │   ├── DeadlineExceededError       the run's deadline has passed
 │   ├── UndoFailedError             the run failed, and an undo failed too; run it again to go on undoing
 │   ├── MessageRefusedError         an answer, a signal or an order that the run cannot take; it is as it was
 │   │   ├── RunNotWaitingError      the run waits for no answer
+│   │   ├── RunNotFailedError       the run was to be retried, and has not failed
 │   │   ├── InvalidAnswerError      an answer or a signal of the wrong type
 │   │   ├── AlreadyAnsweredError    somebody has answered before
 │   │   ├── AnswerTooLateError      the time for an answer had run out
@@ -41,7 +46,8 @@ FlujoError
 │       ├── PipelineMismatchError   the run_id belongs to another pipeline
 │       ├── PipelineChangedError    same name and version, another structure
 │       ├── InvalidStateError       a state that no run of this pipeline can be in
-│       └── ContextMismatchError    the context model lost or gained a field
+│       ├── ContextMismatchError    the context model lost or gained a field
+│       └── MigrationError          the run cannot be carried to the newer version
 └── StateError                      the store, or what lies in it
     ├── SaveError                   a save failed, or its outcome cannot be found out
     ├── FencedError                 somebody else owns the run now; nothing was written
@@ -185,6 +191,22 @@ class RunNotFoundError(RunError):
     """There is no run of that run_id."""
 
 
+class RunExistsError(RunError):
+    """There is a run of that run_id, and another one was to be made. Nothing was written."""
+
+
+class UnknownStepError(RunError):
+    """The pipeline has no such step. Data: `step`, `known`."""
+
+
+class StepNotReachedError(RunError):
+    """The run has not come to that step. Data: `step`, `reached`: how many steps are done."""
+
+
+class InvalidChangeError(RunError):
+    """A change of a run's context or output that does not fit it. Nothing was changed."""
+
+
 class RunEndedError(RunError):
     """The run has ended, and nothing about it can be changed. Data: `status`."""
 
@@ -207,6 +229,10 @@ class MessageRefusedError(RunError):
 
 class RunNotWaitingError(MessageRefusedError):
     """The run waits for no answer, or not for this one."""
+
+
+class RunNotFailedError(MessageRefusedError):
+    """The run was to be retried, and has not failed. Data: `status`."""
 
 
 class InvalidAnswerError(MessageRefusedError):
@@ -259,6 +285,10 @@ class InvalidStateError(ResumeError):
 
 class ContextMismatchError(ResumeError):
     """The saved context and the context model have different fields."""
+
+
+class MigrationError(ResumeError):
+    """The run cannot be carried to the newer version; it is as it was. Data: `name`, `source`, `target`."""
 
 
 class StateError(FlujoError):

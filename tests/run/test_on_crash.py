@@ -29,6 +29,7 @@ class Charges:
         self.asked: list[str] = []
         self.answers: list[Any] = []
         self.stop: Callable[[str], BaseException | None] = lambda path: None
+        self.hangs: Callable[[str], bool] = lambda path: False
 
         async def charge(n: int) -> int:
             current = current_step()
@@ -37,6 +38,8 @@ class Charges:
             self.keys.setdefault(path, set()).add(current.idempotency_key)
             self.attempts.append(current.attempt)
             await asyncio.sleep(0)
+            if self.hangs(path):
+                await asyncio.Event().wait()
             error = self.stop(path)
             if error is not None:
                 raise error
@@ -309,11 +312,11 @@ def test_several_in_doubt(place: Place) -> None:
     charges = Charges()
     items = Step.map_over("many", charges.step, max_concurrency=3)
     backend = stopping(place.open(), lambda records: any(record.name == "charge" for record in records))
-    charges.stop = lambda path: OSError("down") if path != "many[0].charge" else None
+    charges.hangs = lambda path: path != "many[0].charge"
     with pytest.raises(SaveError):
         Flujo(items, state_backend=backend, pipeline_name="p").run([1, 2, 3], run_id="r")
     del backend.save_state  # type: ignore[method-assign]
-    charges.stop = lambda path: None
+    charges.hangs = lambda path: False
     charges.calls.clear()
     result = runner(place, items).run(run_id="r")
     assert sorted(waiting.step for waiting in result.waiting) == ["many[1].charge", "many[2].charge"]

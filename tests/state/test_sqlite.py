@@ -322,7 +322,7 @@ def test_a_folder(file: Path) -> None:
 def test_a_newer_schema(file: Path) -> None:
     """It says to upgrade, and changes nothing."""
     written(file)
-    query(file, "UPDATE flujo_meta SET value = '3' WHERE name = 'schema_version'")
+    query(file, "UPDATE flujo_meta SET value = '4' WHERE name = 'schema_version'")
     refused(file, StoreFormatError, "newer flujo")
 
 
@@ -480,18 +480,18 @@ def test_migration(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store of an older schema is brought to this one, step by step, with its runs; then it is of the newer one."""
     written(file)
     migrations = {
-        2: "CREATE TABLE flujo_extra (\n    id INTEGER PRIMARY KEY, -- a comment; with a semicolon\n"
+        3: "CREATE TABLE flujo_extra (\n    id INTEGER PRIMARY KEY, -- a comment; with a semicolon\n"
         "    t TEXT\n) STRICT;\n",
-        3: "INSERT INTO flujo_extra (t) VALUES ('a;b');\nCREATE INDEX flujo_extra_t ON flujo_extra (t)",
+        4: "INSERT INTO flujo_extra (t) VALUES ('a;b');\nCREATE INDEX flujo_extra_t ON flujo_extra (t)",
     }
     with monkeypatch.context() as newer:
-        newer.setattr(opening, "SCHEMA_VERSION", 4)
+        newer.setattr(opening, "SCHEMA_VERSION", 5)
         newer.setattr(opening, "MIGRATIONS", migrations)
         assert load(file)["last_step_output"] == ["a"]
         assert load(file)["last_step_output"] == ["a"]
         assert query(file, "SELECT t FROM flujo_extra") == [("a;b",)]
         assert query(file, "SELECT count(*) FROM sqlite_schema WHERE name = 'flujo_extra_t'") == [(1,)]
-        assert ("schema_version", "4") in query(file, "SELECT * FROM flujo_meta")
+        assert ("schema_version", "5") in query(file, "SELECT * FROM flujo_meta")
         assert query(file, "PRAGMA integrity_check") == [("ok",)]
     refused(file, StoreFormatError, "newer flujo")
 
@@ -501,9 +501,9 @@ def test_a_migration_that_fails(file: Path, monkeypatch: pytest.MonkeyPatch) -> 
     written(file)
     before = dump(file)
     with monkeypatch.context() as newer:
-        newer.setattr(opening, "SCHEMA_VERSION", 3)
+        newer.setattr(opening, "SCHEMA_VERSION", 4)
         newer.setattr(
-            opening, "MIGRATIONS", {2: "CREATE TABLE flujo_extra (id INTEGER);\nINSERT INTO nowhere VALUES (1);\n"}
+            opening, "MIGRATIONS", {3: "CREATE TABLE flujo_extra (id INTEGER);\nINSERT INTO nowhere VALUES (1);\n"}
         )
         for _ in range(2):
             with pytest.raises(StateError):
@@ -516,8 +516,8 @@ def test_a_changed_store_is_not_migrated(file: Path, monkeypatch: pytest.MonkeyP
     """First it must be what flujo made."""
     written(file)
     query(file, "CREATE TRIGGER t AFTER INSERT ON flujo_log BEGIN SELECT 1; END")
-    monkeypatch.setattr(opening, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(opening, "MIGRATIONS", {2: "CREATE TABLE flujo_extra (id INTEGER);"})
+    monkeypatch.setattr(opening, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(opening, "MIGRATIONS", {3: "CREATE TABLE flujo_extra (id INTEGER);"})
     refused(file, StoreFormatError, "schema")
 
 

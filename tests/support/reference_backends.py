@@ -314,7 +314,7 @@ class Readable(Text, Reading):
         for name in where:
             self.check(name)
         every = [(run_id, self.shown(run_id)) for run_id in self.texts]
-        return [(run_id, state) for run_id, state in every if all(state[k] == v for k, v in where.items())]
+        return [(run_id, state) for run_id, state in every if all(self.fact(state, k) == v for k, v in where.items())]
 
     def shown(self, run_id: str) -> State:
         state = self.parse(self.texts[run_id])
@@ -324,8 +324,16 @@ class Readable(Text, Reading):
 
     @staticmethod
     def check(name: str) -> None:
-        if name not in ("status", "pipeline_id"):
+        if name not in ("status", "pipeline_id", "pipeline_name", "error"):
             raise ConfigurationError(f"Runs have no {name!r}.")
+
+    @staticmethod
+    def fact(state: State, name: str) -> str | None:
+        """Return what a run is told apart by."""
+        if name != "error":
+            return str(state[name])
+        error = state.get("error")
+        return f"{error['type']}: {error['text']}" if error and state["status"] != "running" else None
 
     @staticmethod
     def summary(state: State) -> RunSummary:

@@ -11,13 +11,14 @@ from flujo.engine.core import (
     failed,
     finished,
     first_record,
+    following,
     fresh,
     progressed,
     records_so_far,
     void_records,
 )  # fmt: skip
 from flujo.engine.frames import HIDDEN, ROOT, UNDO, Act, Failure, Frame, Path, Scope
-from flujo.engine.resume import check_resumable
+from flujo.engine.resume import Route, check_resumable, is_over, migrated, refused, under_way
 from flujo.engine.tree import Saved, Tree, sort_out
 from flujo.engine.undo import Undo, can_undo, step_at, undid, undo_failed, undoing, undone, undos
 from flujo.engine.waits import (
@@ -53,6 +54,7 @@ __all__ = [
     "Frame",
     "Met",
     "Path",
+    "Route",
     "Saved",
     "Scope",
     "Tree",
@@ -69,14 +71,17 @@ __all__ = [
     "failed",
     "finished",
     "first_record",
+    "following",
     "fresh",
     "in_doubt",
     "is_cancelled",
     "is_held",
+    "is_over",
     "known",
     "limit_at",
     "limited",
     "met",
+    "migrated",
     "opened",
     "over",
     "paused",
@@ -84,8 +89,10 @@ __all__ = [
     "put_off",
     "read",
     "records_so_far",
+    "refused",
     "sort_out",
     "step_at",
+    "under_way",
     "undid",
     "undo_failed",
     "undoing",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from flujo.engine.core import State, failed, following, without_waits
@@ -32,10 +33,13 @@ def can_undo(pipeline: Pipeline[Any, Any]) -> bool:
     return any(step.undo is not None or any(can_undo(body) for _, body in step.bodies) for step in pipeline.steps)
 
 
-def undos(pipeline: Pipeline[Any, Any], records: Iterable[StepRecord]) -> list[Undo]:
-    """Return what is still to be undone after these records, the first to be undone first."""
+def undos(pipeline: Pipeline[Any, Any], records: Iterable[StepRecord], inherited: int = 0) -> list[Undo]:
+    """Return what is still to be undone after these records, the first to be undone first.
+
+    `inherited`: the first so many are those of the run that this one was forked from, which did them.
+    """
     done: dict[Path, Undo] = {}
-    for record in records:
+    for record in islice(records, inherited, None):
         if record.path[-1] == UNDO:
             before = done.get(record.path)
             if record.success:

@@ -14,7 +14,7 @@ from typing import Any
 from flujo._clock import micros, moment
 from flujo.engine.core import State, following
 from flujo.engine.frames import Path
-from flujo.state.mail import Message, Wait, token, waits_of
+from flujo.state.mail import RECORDS, Message, Wait, token, waits_of
 
 TIMERS = frozenset({"sleep", "retry"})
 
@@ -66,7 +66,7 @@ def read(state: State, messages: Sequence[Message]) -> State:
             waiting["held"] = message.author
         elif message.kind == "resume":
             waiting.pop("held", None)
-        else:
+        elif message.kind not in RECORDS:
             kept.append(message.seq)
     return _with(state, waiting, kept=kept) | {"mail_seen": new[-1].seq}
 

@@ -126,6 +126,7 @@ class Once:
             self._remember(path, known.output)
             return known.output
         inner = CurrentStep(current.run_id, path, current.attempt, None)
+        inner.generation = current.generation
         token = CURRENT.set(inner)
         start = self._clock.perf()
         try:

@@ -6,8 +6,18 @@ from flujo.pipeline.answers import check_answer_value
 from flujo.pipeline.composites import MAX_DEPTH
 from flujo.pipeline.control import UNSET, WAITS, AskPerson, AwaitSignal, ItemError, Sleep
 from flujo.pipeline.declared import shares_context
-from flujo.pipeline.graph import difference, fingerprint, structure
+from flujo.pipeline.graph import (
+    Comparison,
+    StepChange,
+    compare,
+    difference,
+    entries,
+    fingerprint,
+    kind_and_name,
+    structure,
+)
 from flujo.pipeline.merge import MISSING, Merge, MergeFunction
+from flujo.pipeline.migrations import MigratingState, Migration
 from flujo.pipeline.pipeline import Pipeline, Step
 from flujo.pipeline.reconciled import Reconciled
 from flujo.pipeline.registry import LATEST, PipelineRegistry, Registered
@@ -23,9 +33,12 @@ __all__ = [
     "WAITS",
     "AskPerson",
     "AwaitSignal",
+    "Comparison",
     "ItemError",
     "Merge",
     "MergeFunction",
+    "MigratingState",
+    "Migration",
     "Pipeline",
     "PipelineRegistry",
     "Reconciled",
@@ -33,10 +46,14 @@ __all__ = [
     "Retry",
     "Sleep",
     "Step",
+    "StepChange",
     "StepDecorator",
     "check_answer_value",
+    "compare",
     "difference",
+    "entries",
     "fingerprint",
+    "kind_and_name",
     "shares_context",
     "step",
     "structure",

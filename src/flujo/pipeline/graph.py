@@ -8,11 +8,32 @@ and a [key, structure] for each of them.
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from pydantic_core import from_json, to_json
 
 from flujo.pipeline.pipeline import Pipeline, Step
+
+Place = tuple[str, ...]
+"""Where a step stands in a pipeline: its path, in which items and iterations have no part."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepChange:
+    """What became of a step: it is the "same", "new", "changed" or "moved"; `was` is its place before, from 0."""
+
+    what: Literal["same", "new", "changed", "moved"]
+    note: str = ""
+    was: int | None = None
+
+
+@dataclass(slots=True)
+class Comparison:
+    """Two structures side by side: each step that there is `now`, and the kinds of those that are `gone`."""
+
+    now: dict[Place, StepChange] = field(default_factory=dict)
+    gone: dict[Place, str] = field(default_factory=dict)
 
 
 def structure(pipeline: Pipeline[Any, Any]) -> list[Any]:
@@ -38,6 +59,71 @@ def difference(stored: str, now: str) -> str:
         return "; ".join(_compare(before, after, ""))
     except (ValueError, TypeError, LookupError, AttributeError):
         return "the stored structure cannot be read"
+
+
+def entries(stored: str) -> list[Any] | None:
+    """Return the structure in a fingerprint, or None where it cannot be read."""
+    try:
+        found = from_json(stored)
+    except ValueError:
+        return None
+    return found if isinstance(found, list) else None
+
+
+def kind_and_name(entry: Any) -> tuple[str, str]:
+    """Return the kind and the name of a step, given its entry in a structure."""
+    kind, _, name = _head(entry).partition(":")
+    return kind, name
+
+
+def compare(before: list[Any], after: list[Any]) -> Comparison:
+    """Compare two structures step by step; `difference` says it in words."""
+    found = Comparison()
+    _compare_steps(before, after, (), found)
+    return found
+
+
+def _compare_steps(before: list[Any], after: list[Any], around: Place, found: Comparison) -> None:
+    old = {kind_and_name(entry)[1]: (place, entry) for place, entry in enumerate(before)}
+    heads, now = [_head(entry) for entry in before], [_head(entry) for entry in after]
+    shared = set(heads) & set(now)
+    sequences = [head for head in heads if head in shared], [head for head in now if head in shared]
+    blocks = difflib.SequenceMatcher(None, *sequences, autojunk=False).get_matching_blocks()
+    stay = {sequences[1][place] for block in blocks for place in range(block.b, block.b + block.size)}
+    names = set()
+    for entry in after:
+        kind, name = kind_and_name(entry)
+        names.add(name)
+        place = (*around, name)
+        was, other = old.get(name, (None, []))
+        if was is None:
+            found.now[place] = StepChange("new")
+        elif _head(other) != _head(entry):
+            found.now[place] = StepChange("changed", f"was a {_called(kind_and_name(other)[0])}", was)
+        elif other != entry:
+            found.now[place] = StepChange("changed", "; ".join(_inside(other, entry, "")), was)
+        else:
+            moved = _head(entry) not in stay
+            found.now[place] = StepChange("moved", f"was step {was + 1}", was) if moved else StepChange("same", "", was)
+        _compare_bodies(_bodies(other), _bodies(entry), place, found)
+    for entry in before:
+        kind, name = kind_and_name(entry)
+        if name not in names:
+            found.gone[(*around, name)] = kind
+            _compare_bodies(_bodies(entry), {}, (*around, name), found)
+
+
+def _compare_bodies(before: dict[str, Any], after: dict[str, Any], place: Place, found: Comparison) -> None:
+    for key in {**after, **before}:
+        _compare_steps(before.get(key, []), after.get(key, []), (*place, key) if key else place, found)
+
+
+def _bodies(entry: Any) -> dict[str, Any]:
+    return dict(entry[1:]) if isinstance(entry, list) else {}
+
+
+def _called(kind: str) -> str:
+    return "function" if kind == "step" else kind
 
 
 def _entry(found: Step[Any, Any]) -> Any:
@@ -85,7 +171,7 @@ def _moves(before: list[Any], after: list[Any], gone: list[int], new: list[int],
 
 def _inside(before: Any, after: Any, where: str) -> list[str]:
     """Compare what two steps of one name contain, key by key."""
-    bodies, others = (dict(entry[1:]) if isinstance(entry, list) else {} for entry in (before, after))
+    bodies, others = _bodies(before), _bodies(after)
     inner = f"{where}in {_shown(before)}"
     changes = []
     for key, body in bodies.items():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
 from flujo.errors import PipelineNotRegisteredError, RegistryError, VersionNotRegisteredError
+from flujo.pipeline.migrations import Migrate, Migration, checked_migration, find_path
 from flujo.pipeline.names import MAX_NAME, is_printable
 from flujo.pipeline.pipeline import Chain, Pipeline
 
@@ -34,6 +36,7 @@ class PipelineRegistry:
 
     def __init__(self) -> None:
         self._entries: dict[str, dict[Version, Registered]] = {}
+        self._migrations: dict[str, dict[Version, dict[Version, Migration]]] = {}
         self._lock = threading.Lock()
 
     def register(
@@ -78,6 +81,43 @@ class PipelineRegistry:
                 version=version,
             )
         return known.pipeline
+
+    def migration(self, name: str, source: str, target: str) -> Callable[[Migrate], Migrate]:
+        """Register the decorated function as what carries runs of pipeline `name` from one version to a newer one.
+
+        It is given a `MigratingState`, which it changes, or returns another one. A run is carried when it is next
+        taken up, and where a way of one migration or several leads from its version to the one that the runner was
+        asked for, `latest` by default; whether its own version is still registered makes no difference. Where none
+        leads there it goes on with its own version. It is saved as it then is, before anything is executed.
+
+        Not carried: a run that is over, or being undone. A run that stands inside of a step can be carried only if
+        that step is the same in the new version. Where a migration fails, or gives what the new version cannot go on
+        with, the run is left as it was, with MigrationError. A migration does no I/O: `plan` and `check` try it.
+        Keep it as long as there may be runs that it has to carry.
+
+        Raises RegistryError for versions that are none, or where the second is not newer; for a coroutine function;
+        and for another function between the same two versions.
+        """
+
+        def register(function: Migrate) -> Migrate:
+            before, after, made = checked_migration(name, source, target, function)
+            with self._lock:
+                known = self._migrations.setdefault(name, {}).setdefault(before, {}).setdefault(after, made)
+            if known.function is not function:
+                raise RegistryError(
+                    f"A migration of pipeline {name!r} from {source!r} to {target!r} is registered already.",
+                    hint="There can be one between two versions.",
+                    name=name,
+                )
+            return function
+
+        return register
+
+    def migrations(self, name: str, source: str, target: str) -> tuple[Migration, ...]:
+        """Return what carries a run from one version to another, in order; nothing where no way leads there."""
+        with self._lock:
+            known = {start: dict(found) for start, found in self._migrations.get(name, {}).items()}
+        return find_path(known, source, target)
 
     def get(self, name: str, version: str = LATEST) -> Registered:
         """Return what is registered under this name and version.

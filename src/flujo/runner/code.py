@@ -7,8 +7,9 @@ from typing import Any
 
 from packaging.version import InvalidVersion, Version
 
-from flujo.errors import ConfigurationError, PipelineMismatchError, VersionNotRegisteredError
-from flujo.pipeline import LATEST, Pipeline, PipelineRegistry, Reconciled, Registered, Step
+from flujo.engine import Route
+from flujo.errors import ConfigurationError, PipelineMismatchError, ResumeError, VersionNotRegisteredError
+from flujo.pipeline import LATEST, Migration, Pipeline, PipelineRegistry, Reconciled, Registered, Step
 from flujo.state.codec import declare
 
 _UNNAMED, _UNVERSIONED = "pipeline", "1.0.0"
@@ -80,7 +81,11 @@ class Code:
         return self._registry.get(self._name, self._version)
 
     def for_state(self, state: Mapping[str, Any]) -> Registered:
-        """Return what a saved run goes on with: the version that it started with.
+        """Return what a saved run goes on with; raises what `route` raises."""
+        return self.route(state).code
+
+    def route(self, state: Mapping[str, Any]) -> Route:
+        """Return what a saved run goes on with: its own version, or the one asked for, where migrations lead there.
 
         Raises PipelineMismatchError, PipelineNotRegisteredError, VersionNotRegisteredError.
         """
@@ -95,7 +100,17 @@ class Code:
         stored = state["pipeline_version"]
         if self._given is None:
             assert self._registry is not None
-            return self._registry.get(self._name, stored)
+            ended = state["status"] in ("completed", "cancelled") or state.get("phase") in ("undoing", "undone")
+            migrations = () if ended else self._migrations(self._registry, stored)
+            try:
+                own = self._registry.get(self._name, stored)
+            except VersionNotRegisteredError:
+                if not migrations:
+                    raise
+                own = None
+            if not migrations and own is not None:
+                return Route(code=own)
+            return Route(code=self._registry.get(self._name, self._version), migrations=migrations, source=own)
         if self._version != LATEST and not _equal(self._version, stored):
             raise VersionNotRegisteredError(
                 f"Run {state['run_id']!r} started with version {stored!r} of pipeline {self._name!r}, "
@@ -105,7 +120,15 @@ class Code:
                 version=stored,
                 registered=[self._version],
             )
-        return self._given
+        return Route(code=self._given)
+
+    def _migrations(self, registry: PipelineRegistry, stored: str) -> tuple[Migration, ...]:
+        """Return what carries a run of that version to the one that this runner is asked for."""
+        try:
+            target = registry.get(self._name, self._version)
+        except ResumeError:  # then the run goes on with its own
+            return ()
+        return registry.migrations(self._name, stored, target.version)
 
 
 def _equal(version: str, other: str) -> bool:

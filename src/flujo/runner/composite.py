@@ -241,8 +241,6 @@ class CompositeRun:
             return
         if step.on_crash != "retry" or tries:
             outcome = replace(outcome, change=partial(known, path=act.path))
-        if outcome.error is None:
-            self._crashes = 0
         await self._came_out(act, step, outcome)
 
     async def _came_out(self, act: Act, step: Step[Any, Any], outcome: Outcome) -> None:
@@ -253,6 +251,7 @@ class CompositeRun:
         if outcome.error is not None:
             await self._broke(act.path, act.path, outcome, act.scope if step.takes_context else None)
             return
+        self._crashes = 0
         if own:  # the run's own save of this step is all that is needed
             self._own = outcome
         elif self._chatty:
@@ -287,7 +286,6 @@ class CompositeRun:
             return
         attempts = self._saved.attempts.get(act.path, 0) + max(self._crashes, 1)
         record = StepRecord(path=act.path, output=verdict.output, attempts=attempts, by=by)
-        self._crashes = 0
         await self._came_out(
             act, replace(step, takes_context=False), Outcome(record, change=partial(known, path=act.path))
         )

@@ -18,8 +18,10 @@ from flujo.execution.executors import Executors, Given
 from flujo.pipeline import LATEST, Merge, MergeFunction, Pipeline, PipelineRegistry, Step
 from flujo.runner.code import Code
 from flujo.runner.executing import RunExecution, looked_at, run_now
+from flujo.runner.foresight import Foresight
 from flujo.runner.opening import MISSING, Request, Setup
 from flujo.runner.posting import Post
+from flujo.runner.repair import Repairs
 from flujo.runner.result import PipelineResult
 from flujo.runner.saving import Keeper
 from flujo.state.backends.base import StateBackend
@@ -33,7 +35,7 @@ Out = TypeVar("Out")
 Initial = BaseModel | Mapping[str, Any] | None
 
 
-class Flujo(Generic[In, Out]):
+class Flujo(Foresight, Repairs[Out], Generic[In, Out]):
     """Runs a pipeline, and goes on with runs that were interrupted or failed.
 
     Arguments:
@@ -129,6 +131,8 @@ class Flujo(Generic[In, Out]):
             self._setup.contexts.check(code.for_new().pipeline)
             self._setup.executors.check(code.for_new().pipeline)
         self._post = Post(self._setup, self.backend)
+
+    _now = staticmethod(run_now)
 
     def run(
         self,
@@ -312,6 +316,7 @@ class Flujo(Generic[In, Out]):
         attach: bool = False,
         before: Callable[[], Coroutine[Any, Any, object]] | None = None,
         check: Callable[[PipelineResult[Any]], None] | None = None,
+        keeper: Keeper | None = None,
     ) -> RunExecution[Out]:
         request = Request(
             run_id=_ids.new_run_id() if run_id is None else _ids.check_run_id(run_id),
@@ -323,7 +328,7 @@ class Flujo(Generic[In, Out]):
             known=known,
             attach=attach or wait,
         )
-        return RunExecution(self._setup, Keeper(self.backend), request, before, check)
+        return RunExecution(self._setup, keeper or Keeper(self.backend), request, before, check)
 
 
 def _moment(deadline: timedelta | datetime, clock: Clock) -> datetime:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
 
 from flujo._clock import Clock
-from flujo.engine import check_resumable, fresh
+from flujo.engine import check_resumable, following, fresh, migrated, refused
 from flujo.errors import (
     ConfigurationError,
+    ContextMismatchError,
     FlujoError,
-    ResumeError,
     RunInProgressError,
     RunNotFoundError,
 )  # fmt: skip
@@ -27,6 +27,7 @@ from flujo.pipeline import Registered, fingerprint
 from flujo.runner.code import Code
 from flujo.runner.saving import Keeper
 from flujo.state.backends.base import Claim, NewRun, State
+from flujo.state.codec import Codec
 
 _FIRST_LOOK_S, _LONGEST_S = 0.01, 0.25
 
@@ -66,7 +67,10 @@ class Pristine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A run that is ours (`fence`), or one that is settled (`fence` None)."""
+    """A run that is ours (`fence`), or one that is settled (`fence` None).
+
+    `carried` says that migrations have made the state, and that it is not saved as it is.
+    """
 
     state: State
     code: Registered
@@ -75,6 +79,7 @@ class Opened:
     context: Any
     pristine: Pristine | None
     unread: bool
+    carried: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,11 +124,22 @@ class Opening:
         )  # fmt: skip
         claim = await self._claim(new)
         try:
-            return self._new(code, new, claim) if claim.state is None else self._saved(claim, claim.state)
+            opened = self._new(code, new, claim) if claim.state is None else self._saved(claim, claim.state)
         except BaseException:
             if claim.fence is not None:
                 self._keeper.backend.abandon(run_id, claim.fence, refused=True)
             raise
+        return await self._save_migrated(opened) if opened.carried and opened.fence is not None else opened
+
+    async def _save_migrated(self, opened: Opened) -> Opened:
+        """Save what migrations have made of the run: what a failed step has changed is read back from the store."""
+        state = {**following(opened.state, [], self._setup.clock.now()), "error": None}
+        try:
+            await self._keeper.save(state)
+        except BaseException:  # it may be saved all the same
+            self._keeper.backend.abandon(state["run_id"], opened.fence)
+            raise
+        return replace(opened, state=state, carried=False)
 
     async def _claim(self, new: NewRun) -> Claim:
         run_id, clock = self._request.run_id, self._setup.clock
@@ -191,19 +207,13 @@ class Opening:
         )
 
     def _saved(self, claim: Claim, state: State) -> Opened:
-        setup, given = self._setup, self._request.input
-        code = setup.code.for_state(state)
-        check_resumable(state, code)
-        setup.contexts.check(code.pipeline)
+        setup, given, stored = self._setup, self._request.input, state
+        code, state, context = standing(setup.code, setup.contexts, stored, self._keeper.codec)
         setup.executors.check(code.pipeline)
-        by_hand = state["input"] is None and state["fingerprint"] is None
-        if given is not MISSING and not by_hand:
-            self._compare_input(state["input"], given)
-        try:
-            context = setup.contexts.restore(state["pipeline_context"])
-        except ResumeError as error:
-            error.data["run_id"] = state["run_id"]
-            raise
+        by_hand = stored["input"] is None and stored["fingerprint"] is None
+        # What a migration has made of the input is not what anybody gives.
+        if given is not MISSING and not by_hand and "input" not in (stored.get("migrated") or ()):
+            self._compare_input(stored["input"], given)
         pristine = None
         fence = claim.fence
         if fence is not None and state["phase"] == "undone":  # it is final
@@ -220,6 +230,7 @@ class Opening:
         return Opened(
             state=state, code=code, fence=fence, crashes=claim.crashes,
             context=context if context or self._wants_context(code) else None, pristine=pristine, unread=claim.unread,
+            carried=state["pipeline_version"] != stored["pipeline_version"],
         )  # fmt: skip
 
     def _wants_context(self, code: Registered) -> bool:
@@ -238,6 +249,27 @@ class Opening:
                 InputIgnoredWarning,
                 stacklevel=2,
             )
+
+
+def standing(code: Code, contexts: ContextKind | None, stored: State, codec: Codec) -> tuple[Registered, State, Any]:
+    """Return the code that a saved run goes on with, its state as that code finds it, and its context.
+
+    The state is another one where migrations carry the run to a newer version. Nothing is read, written or claimed.
+    Without `contexts` it is not looked at whether the context fits. Raises ResumeError, ConfigurationError.
+    """
+    route = code.route(stored)
+    state = migrated(stored, route, codec) if route.migrations else stored
+    check_resumable(state, route.code)
+    if contexts is None:
+        return route.code, state, None
+    contexts.check(route.code.pipeline)
+    try:
+        return route.code, state, contexts.restore(state["pipeline_context"])
+    except ContextMismatchError as error:
+        if route.migrations:
+            raise refused(stored, route, f"what it gives is not the context: {error.message}") from error
+        error.data["run_id"] = state["run_id"]
+        raise
 
 
 def not_found(run_id: str) -> RunNotFoundError:

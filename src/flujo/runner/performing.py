@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from flujo import _ids
 from flujo.engine import Act, Path, Saved
+from flujo.engine.repair import generation
 from flujo.errors import ConfigurationError
 from flujo.execution.attempt import attempt, ended
 from flujo.execution.current import CURRENT, CurrentStep
@@ -127,10 +128,11 @@ class Performer:
         asked, clock, step = cancels(task), self.setup.clock, place.step
         pool = self.setup.executors.get(step.executor) if step.executor is not None else None
         once = self._once(step, saved)
+        edits = self._edits()
         while True:
             tries += 1
             current = CurrentStep(self._run_id, place.path, place.before + tries, None)
-            current.once = once
+            current.once, current.generation = once, edits
             if self._chatty:
                 self._announce_start(current)
             token = CURRENT.set(current)
@@ -161,9 +163,16 @@ class Performer:
             await self._pause(place, current, error, delay)
             del error  # its traceback holds this frame, and with it whoever iterates over the run
 
+    def _edits(self) -> int:
+        """Return how often what the step under way takes was changed from outside: that makes it another call of it."""
+        state = self.commits.state
+        return 0 if state["position"] is None or state["phase"] is not None else generation(state)
+
     async def reconcile(self, act: Act, asked: Step[Any, Any], scopes: Scopes) -> Outcome:
         """Ask the step's reconcile function, with the step's idempotency key, whether it had happened."""
-        key = CurrentStep(self._run_id, act.path, 1, None).idempotency_key
+        about = CurrentStep(self._run_id, act.path, 1, None)
+        about.generation = self._edits()
+        key = about.idempotency_key
         path = (*act.path, ">" + asked.name)
         place = InnerPlace(Act(path, act.scope, asked, key), 0, scopes, self.commits)
         outcome = await self.perform(place, None)

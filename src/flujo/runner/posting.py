@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 from flujo import _ids
 from flujo.engine import check_resumable, step_at
 from flujo.errors import (
     ConfigurationError,
     InvalidAnswerError,
+    InvalidChangeError,
     MessageRefusedError,
     RunNotWaitingError,
     UnknownSignalError,
 )  # fmt: skip
+from flujo.execution.context import ContextKind
 from flujo.pipeline import AskPerson, AwaitSignal, Pipeline, Reconciled, Registered, Step, check_answer_value
 from flujo.runner.opening import Setup, not_found
 from flujo.runner.result import PipelineResult
@@ -32,18 +35,23 @@ class Post:
         self._codec = backend.codec or Codec()
 
     async def order(self, run_id: str, kind: str, by: str | None, reason: str | None) -> None:
-        """Send "cancel", "pause" or "resume". A run that is cancelled once is cancelled."""
-        state = await self._state(run_id)
+        """Send "cancel", "pause" or "resume", or the record of a "retry". A run that is cancelled once is cancelled."""
+        state = await self.state(run_id)
         if state is not None:
             self._code_of(state)
-        message_id = kind if kind == "cancel" else f"{kind}/{uuid.uuid4().hex}"
-        await self._send(run_id, Message(
-            id=message_id, kind=kind, by=_name(by, "by"), reason=_name(reason, "reason"), at=self._setup.clock.now()
-        ))  # fmt: skip
+        await self._send(run_id, self.record(kind, by, reason))
+
+    def record(self, kind: str, by: str | None, reason: str | None, payload: bytes | None = None) -> Message:
+        """Return the message that says who did that, and why."""
+        message_id = kind if kind in ("cancel", "fork") else f"{kind}/{uuid.uuid4().hex}"
+        return Message(
+            id=message_id, kind=kind, payload=payload, by=_name(by, "by"), reason=_name(reason, "reason"),
+            at=self._setup.clock.now(),
+        )  # fmt: skip
 
     async def signal(self, run_id: str, name: str, payload: Any, message_id: str | None, by: str | None) -> None:
         """Send a signal."""
-        state = await self._state(run_id)
+        state = await self.state(run_id)
         code = self._setup.code.for_new() if state is None else self._code_of(state)
         found = [control for control in _signals(code.pipeline) if control.signal == name]
         if not found:
@@ -65,7 +73,7 @@ class Post:
         self, run_id: str, answer: Any, by: str | None, at: str | None, seen: PipelineResult[Any] | None
     ) -> None:
         """Send an answer to what the run waits for: at that step, or what the paused result says."""
-        state = await self._state(run_id)
+        state = await self.state(run_id)
         if state is None:
             raise not_found(run_id)
         self._setup.code.declare_types()
@@ -82,19 +90,64 @@ class Post:
 
     def _code_of(self, state: State) -> Registered:
         """Return the run's code: what could not go on here is not to be told anything either; raises ResumeError."""
-        code = self._setup.code.for_state(state)
-        check_resumable(state, code)
-        return code
+        route = self._setup.code.route(state)
+        if not route.migrations:  # else it is not that code's yet, and is found out about when it is taken up
+            check_resumable(state, route.code)
+        return route.code
 
     async def _send(self, run_id: str, message: Message) -> None:
         await self._backend.post(run_id, message)
 
-    async def _state(self, run_id: str) -> State | None:
+    async def state(self, run_id: str) -> State | None:
+        """Return the run's newest state, or None."""
         backend = self._backend
         state = await (backend.load_at(run_id) if isinstance(backend, Reading) else backend.load_state(run_id))
         if state is None or backend.codec is not None:
             return state
         return checked_state(run_id, state)
+
+
+def checked_output(run_id: str, step: Step[Any, Any], value: Any) -> Any:
+    """Return the value as an output of that step; raises InvalidChangeError."""
+    try:
+        return check_answer_value(step.output_type, value)
+    except ValueError as error:
+        raise InvalidChangeError(
+            f"The output of step {step.name!r} cannot be that: {error}.", hint="Nothing was changed.",
+            run_id=run_id, step=step.name,
+        ) from None  # fmt: skip
+
+
+def changed_context(contexts: ContextKind, state: State, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the state's context with these changes; raises InvalidChangeError."""
+    values: dict[str, Any] = state["pipeline_context"]
+    if contexts.model is None:
+        return {**values, **changes}
+    context = contexts.restore(values).model_copy()
+    for name, value in changes.items():
+        field = contexts.model.model_fields.get(name)
+        if field is None and contexts.model.model_config.get("extra") != "allow":
+            known = list(contexts.model.model_fields)
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise InvalidChangeError(
+                f"The context of run {state['run_id']!r} has no field {name!r}.",
+                hint=f"Did you mean {near[0]!r}?" if near else f"Its fields are {', '.join(known)}.",
+                run_id=state["run_id"], field=name,
+            )  # fmt: skip
+        try:
+            if field is not None:
+                wanted: Any = field.annotation
+                value = check_answer_value(Annotated[(wanted, *field.metadata)] if field.metadata else wanted, value)
+            if contexts.model.model_config.get("frozen") or (field is not None and field.frozen):
+                context = context.model_copy(update={name: value})
+            else:
+                contexts.model.__pydantic_validator__.validate_assignment(context, name, value)
+        except ValueError as error:
+            raise InvalidChangeError(
+                f"Field {name!r} of the context of run {state['run_id']!r} cannot be that: {error}.",
+                hint="Nothing was changed.", run_id=state["run_id"], field=name,
+            ) from None  # fmt: skip
+    return contexts.values(context)
 
 
 def _question(run_id: str, state: State, at: str | None, seen: PipelineResult[Any] | None, mail: list[Message]) -> Wait:

@@ -10,6 +10,7 @@ from typing import Any
 from flujo import _ids
 from flujo._clock import micros
 from flujo.engine import UNDO, Path, Saved, Undo, closed, opened, put_off, undid, undo_failed, undone, undos, wait_at
+from flujo.engine.repair import inherited
 from flujo.errors import CrashLoopError, NotSerializableError, UndoFailedError
 from flujo.execution.attempt import ended
 from flujo.execution.events import RunEnded, StepFailed, StepSaved
@@ -65,8 +66,9 @@ class Undoing:
     async def left(self) -> list[Undo]:
         """Return what is still to be undone, in order."""
         if self._left is None:
-            records = await self._commits.keeper.records_after(self._commits.state["run_id"], 0)
-            self._left = undos(self._pipeline, records)
+            state = self._commits.state
+            records = await self._commits.keeper.records_after(state["run_id"], 0)
+            self._left = undos(self._pipeline, records, inherited(state))
             self._once.done = {record.path: record for record in records if UNDO in record.path[:-1]}
         return self._left
 

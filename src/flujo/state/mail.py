@@ -26,10 +26,12 @@ from flujo.errors import (
     MessageRefusedError,
     NoVoteError,
     RunEndedError,
+    RunNotFailedError,
     RunNotWaitingError,
 )
 
 MAX_UNUSED = 1000  # messages that are stored and not used yet
+RECORDS = frozenset({"fork", "edit", "retry", "takeover"})  # kinds that say what was done: the run uses none of them
 Waiting = Mapping[str, Any]
 
 
@@ -38,9 +40,10 @@ class Message:
     """One message to a run.
 
     id       unique within the run: the same one again is the same message
-    kind     "answer", "signal", "cancel", "pause" or "resume"
+    kind     "answer", "signal", "cancel", "pause" or "resume"; or a record of what somebody did: "fork", "edit",
+             "retry" or "takeover"
     name     of a signal: its name; of an answer: the token of the wait that it is for
-    payload  the answer or the signal's content as the codec encodes it: JSON
+    payload  the answer, the signal's content or the edit, as the codec encodes it: JSON
     by       who sent it
     reason   why
     at       when
@@ -123,18 +126,30 @@ def refusal(
     over = status in ("completed", "cancelled") or phase in ("undoing", "undone")
     if message.kind == "answer":
         return _answer_refusal(run_id, status, over, waiting, message, earlier)
-    if over and not (message.kind == "cancel" and phase == "undoing"):
+    goes_on = phase == "undoing" and status not in ("completed", "cancelled")
+    if over and not (goes_on and message.kind in ("cancel", "retry", "takeover")):
         what = "is being undone" if phase == "undoing" else f"has ended ({status})"
         return RunEndedError(
             f"Run {run_id!r} {what}, and takes no {message.kind} any more.",
             hint="What it did can only be taken back by another run.", run_id=run_id, status=status,
         )  # fmt: skip
-    if message.kind == "pause" and status == "failed":
+    if message.kind == "retry" and status != "failed":
+        return RunNotFailedError(
+            f"Run {run_id!r} is {status}; it has not failed.", hint="Go on with it by `run`.",
+            run_id=run_id, status=status,
+        )  # fmt: skip
+    return _order_refusal(run_id, status, message.kind, earlier)
+
+
+def _order_refusal(
+    run_id: str, status: str, kind: str, earlier: Callable[[str], Sequence[Message]]
+) -> MessageRefusedError | None:
+    if kind == "pause" and status == "failed":
         return RunNotWaitingError(
             f"Run {run_id!r} has failed, so it cannot be paused.",
             hint="It goes on only if somebody runs it again with the same run_id.", run_id=run_id, status=status,
         )  # fmt: skip
-    if message.kind == "resume" and _last(earlier("pause/")) <= _last(earlier("resume/")):
+    if kind == "resume" and _last(earlier("pause/")) <= _last(earlier("resume/")):
         return RunNotWaitingError(
             f"Run {run_id!r} ({status}) was not paused by anybody.",
             hint="Answer what it waits for, if it does; else run it again with the same run_id.",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from flujo._clock import micros
 from flujo.errors import StateError
@@ -16,15 +15,8 @@ from flujo.state.backends._log import LogBackend
 from flujo.state.backends._rows import Tx
 from flujo.state.backends.base import RunSummary, utc_now
 
-T = TypeVar("T")
 _BATCH_RUNS, _BATCH_SAVES = 100, 5000
 _OVER = ("completed", "failed", "cancelled")
-
-
-class Read(Protocol):
-    """Runs work on a consistent view of the store."""
-
-    async def __call__(self, work: Callable[[Any], T]) -> T: ...
 
 
 class AdminQueries(LogBackend):
@@ -68,17 +60,6 @@ class AdminQueries(LogBackend):
 
         async with self._survey() as read:
             return await read(work)
-
-    async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
-        """Return how many runs there are, by `status` or `pipeline_id`."""
-        async with self._survey() as read:
-            found = await read(lambda tx: tx.count_runs(where or {}, by))
-        return {name: count for name, (count, _) in found.items()}
-
-    @contextlib.asynccontextmanager
-    async def _survey(self) -> AsyncGenerator[Read]:
-        """Give what runs readings of the whole store, which may take long."""
-        yield partial(self._store().read, None)
 
     async def cleanup_old_workflows(self, days_old: float = 30) -> int:
         """Delete runs that ended (completed, failed, cancelled) over `days_old` days ago; return how many.

@@ -19,6 +19,7 @@ from flujo.errors import (
     FencedError,
     MessageRefusedError,
     RunEndedError,
+    RunExistsError,
     RunInProgressError,
     RunNotFoundError,
     StateError,
@@ -28,6 +29,7 @@ from flujo.errors import (
 from flujo.state import delta
 from flujo.state.backends import _mailbox
 from flujo.state.backends._loading import (
+    CARRIED,
     FOLD_COST,
     SKIP_COST,
     Tip,
@@ -47,8 +49,12 @@ from flujo.state.models import record_from
 # Raised before anything was written, so that the transaction is still good.
 REFUSALS = (
     FencedError, RunInProgressError, UnreadMailError, RunNotFoundError, MessageRefusedError, RunEndedError,
+    RunExistsError,
 )  # fmt: skip
-_REST = ("position", "phase", "waiting", "due_at", "deadline", "mail_seen", "error")
+_REST = (
+    "position", "phase", "waiting", "due_at", "deadline", "mail_seen", "error", "migrated",
+    "inherited", "forked_from", "edits",
+)  # fmt: skip
 _TIMES = ("due_at", "deadline")
 _SMALL = 16 * 1024
 _OURS = Codec()  # what is flujo's own is kept whatever limits the user's payloads have
@@ -296,6 +302,8 @@ def _new_row(run_id: str, new: NewRun, codec: Codec) -> RunRow:
 def save_by_hand(tx: Tx, run_id: str, state: State, codec: Codec) -> None:
     """Write a state that comes without a fence: nobody may own the run, and every older claim is void."""
     run = old = tx.find(run_id)
+    if run is None or not _is_carried(state, codec, run):  # what it says of itself is what it is born as
+        state = {name: value for name, value in state.items() if name != "migrated"}
     new = _row_by_hand(run_id, state, codec, run)
     records = [record_from(r) for r in state.get("step_history") or ()]
     trial = Held(run_id, 0, b"", 0, True, Tip())  # what is refused is refused before anything is changed
@@ -338,22 +346,39 @@ def unresolved(run_id: str, names: Sequence[str]) -> UnknownTypeError:
 
 def _row_by_hand(run_id: str, state: State, codec: Codec, old: RunRow | None) -> RunRow:
     total, fingerprint, given = state.get("total_steps"), state.get("fingerprint"), None
-    if "input" in state:
+    version = state["pipeline_version"]
+    if old is not None and "migrated" in state:  # it is the same run: its row says what it was born as
+        version, total, fingerprint, given = old.pipeline_version, old.total_steps, old.fingerprint, old.input
+    elif "input" in state:
         if state["input"] is not None or (old is not None and old.input is not None):
             given = codec.encode(state["input"], "input")
     elif old is not None:
         total, fingerprint, given = old.total_steps, old.fingerprint, old.input
     return RunRow(
         run_id=run_id, pipeline_id=state["pipeline_id"], pipeline_name=state["pipeline_name"],
-        pipeline_version=state["pipeline_version"], total_steps=total, fingerprint=fingerprint, input=given,
+        pipeline_version=version, total_steps=total, fingerprint=fingerprint, input=given,
         created_at=micros(state["created_at"]), status=state["status"], updated_at=micros(state["updated_at"]),
     )  # fmt: skip
+
+
+def _is_carried(state: State, codec: Codec, old: RunRow) -> bool:
+    """Return whether the state is of that very run, which a migration has carried to the version that it says."""
+    now = state.get("migrated") or {}
+    same = now.get("from") == old.pipeline_version
+    if not same or any(now.get(name) != state.get(name) for name in CARRIED):
+        return False
+    if "input" not in state:
+        return True
+    if "input" not in now and old.input is None:
+        return state["input"] is None
+    kept = now["input"].encode() if "input" in now else old.input
+    return kept == codec.encode(state["input"], "input")
 
 
 def _pack_rest(state: Mapping[str, Any]) -> bytes | None:
     rest = {}
     for name in _REST:
         value = state.get(name)
-        if value is not None and value != 0 and (value or name != "waiting"):
+        if value is not None and value != 0 and (value or name not in ("waiting", "edits")):
             rest[name] = micros(value) if name in _TIMES else _OURS.lower(value, name)
     return to_json(rest) if rest else None

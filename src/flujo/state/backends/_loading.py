@@ -18,6 +18,8 @@ from flujo.state.models import StepRecord
 # What reading the context back costs, in the bytes that could be copied meanwhile: a delta's own cost, and that of
 # a row without one. A snapshot is due when all this exceeds twice the context.
 FOLD_COST, SKIP_COST = 256, 16
+_CARRIED_MARK = b'"migrated"'
+CARRIED = ("pipeline_version", "fingerprint", "total_steps")  # what a migration changes of what a run was born as
 
 
 class Tip(NamedTuple):
@@ -80,7 +82,7 @@ def _state(
 ) -> State:
     rest = from_json(row.rest) if row.rest else {}
     due, deadline = rest.get("due_at"), rest.get("deadline")
-    return {
+    state = {
         "run_id": run.run_id, "pipeline_id": run.pipeline_id, "pipeline_name": run.pipeline_name,
         "pipeline_version": run.pipeline_version, "current_step_index": row.idx, "pipeline_context": values,
         "last_step_output": last, "status": run.status if newest else row.status,
@@ -92,8 +94,15 @@ def _state(
         "fingerprint": run.fingerprint,
         "input": codec.decode(run.input, strict=strict) if run.input is not None else None,
         "error": codec.lift(rest.get("error"), strict=strict), "phase": rest.get("phase"),
-        "total_steps": run.total_steps,
+        "total_steps": run.total_steps, "inherited": rest.get("inherited", 0),
+        "forked_from": codec.lift(rest.get("forked_from"), strict=strict), "edits": rest.get("edits", []),
     }  # fmt: skip
+    carried = rest.get("migrated")
+    if carried:  # the row, which every checksum depends on, says what the run was born as
+        state |= {name: carried[name] for name in CARRIED} | {"migrated": carried}
+        if "input" in carried:
+            state["input"] = codec.decode(carried["input"].encode(), strict=strict)
+    return state
 
 
 def load_whole(tx: Tx, run: RunRow, codec: Codec, *, rev: int | None = None) -> State | None:
@@ -122,7 +131,7 @@ def history(
     before: LogRow | None = None
     for row in tx.rows(run.key, after, limit):
         if before is not None and before.seq + 1 == row.seq:
-            if row_sum(run.identity(), before.sum, row[:-1]) != row.sum:
+            if row_sum(tx.identity(run, row), before.sum, row[:-1]) != row.sum:
                 raise corrupted(run, f"save {row.rev} does not match its checksum")
         else:
             verify(tx, run, row)
@@ -160,7 +169,7 @@ def verify(tx: Tx, run: RunRow, row: LogRow) -> None:
         if previous is None:
             raise corrupted(run, f"save {row.rev - 1} is gone")
         before = previous.sum
-    if row_sum(run.identity(), before, row[:-1]) != row.sum:
+    if row_sum(tx.identity(run, row), before, row[:-1]) != row.sum:
         raise corrupted(run, f"save {row.rev} does not match its checksum")
 
 
@@ -174,7 +183,7 @@ def check_saves(tx: Tx, run: RunRow, codec: Codec, after: int, limit: int) -> in
         row = tx.row(run.key, rev)
         if row is None:
             raise corrupted(run, f"save {rev} is gone")
-        if row_sum(run.identity(), chained, row[:-1]) != row.sum:
+        if row_sum(tx.identity(run, row), chained, row[:-1]) != row.sum:
             raise corrupted(run, f"save {rev} does not match its checksum")
         chained = row.sum
         try:
@@ -214,6 +223,17 @@ def rest_of(row: LogRow) -> dict[str, Any]:
         return dict(from_json(row.rest)) if row.rest else {}
     except (ValueError, TypeError):
         return {}
+
+
+def carried_to(rest: bytes | None, version: str, fingerprint: str | None) -> tuple[str, str | None]:
+    """Return the version and fingerprint that a run is at, given what its newest save holds and what it was born as."""
+    if rest is None or _CARRIED_MARK not in rest:
+        return version, fingerprint
+    try:
+        carried = from_json(rest).get("migrated")
+        return (carried["pipeline_version"], carried["fingerprint"]) if carried else (version, fingerprint)
+    except (ValueError, TypeError, KeyError, AttributeError):  # damaged: its checksum tells
+        return version, fingerprint
 
 
 def folded_context(tx: Tx, run: RunRow, row: LogRow) -> tuple[bytes, int]:

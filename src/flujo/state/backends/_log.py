@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from flujo._clock import moment
 from flujo._ids import check_run_id
-from flujo.state.backends import _ledger, _loading, _mailbox
+from flujo.state.backends import _forking, _ledger, _loading, _mailbox
 from flujo.state.backends._ledger import Held, Save
 from flujo.state.backends._rows import RunQuery, RunRow, Tx
 from flujo.state.backends._statemail import not_found
-from flujo.state.backends.base import Claim, NewRun, Reading, RunSummary, State, StateBackend, check_page
+from flujo.state.backends.base import (
+    Claim,
+    Failure,
+    NewRun,
+    Owner,
+    Reading,
+    RunSummary,
+    Shape,
+    State,
+    StateBackend,
+    check_page,
+)  # fmt: skip
+from flujo.state.backends.overview import MOST_FAILURES, grouped
 from flujo.state.codec import Codec
 from flujo.state.mail import Message
 from flujo.state.models import StepRecord, checked_state
@@ -55,6 +69,12 @@ class Store(Protocol):
 
     def look(self, run_id: str) -> None:
         """Ring what is held of that run, and has asked for it, when a message to it may be there."""
+
+
+class Read(Protocol):
+    """Runs work on a consistent view of the store."""
+
+    async def __call__(self, work: Callable[[Any], T]) -> T: ...
 
 
 class LogBackend(StateBackend, Reading):
@@ -107,14 +127,17 @@ class LogBackend(StateBackend, Reading):
         await store.write(run_id, work)
 
     def _refuse_live(self, store: Store, tx: Tx, run: RunRow | None) -> None:
-        if run is None or run.owner is None or run.fence is None:
-            return
-        if run.owner == tx.me:
-            who = "this process" if self._live(store, run.run_id, run.fence) else None
-        else:
-            who = tx.owner_of(run)
-        if who is not None:
+        who = self._owner(store, tx, run) if run is not None else None
+        if run is not None and who is not None:
             raise _ledger.in_progress(run, who)
+
+    def _owner(self, store: Store, tx: Tx, run: RunRow) -> str | None:
+        """Return who executes the run, if somebody alive does."""
+        if run.owner is None or run.fence is None:
+            return None
+        if run.owner == tx.me:
+            return "this process" if self._live(store, run.run_id, run.fence) else None
+        return tx.owner_of(run)
 
     @staticmethod
     def _live(store: Store, run_id: str, fence: int) -> bool:
@@ -216,6 +239,20 @@ class LogBackend(StateBackend, Reading):
         """Return False where this process knows already that the fence is an old one."""
         return self._live(self._store(), run_id, fence)
 
+    async def owner(self, run_id: str) -> Owner | None:
+        """Return who has the run, also one that is dead. See `StateBackend.owner`."""
+        store = self._store()
+
+        def work(tx: Tx) -> Owner | None:
+            run = tx.find(run_id)
+            if run is None or run.owner is None or run.fence is None:
+                return None
+            who, alive = tx.owner_facts(run)
+            mine = run.owner == tx.me and self._live(store, run_id, run.fence)
+            return Owner(who, moment(run.claimed_at) if run.claimed_at else None, alive or mine)
+
+        return await store.read(check_run_id(run_id), work)
+
     async def post(self, run_id: str, message: Message) -> int:
         """Store a message to the run durably, and return its number. See `StateBackend.post`."""
         store = self._store()
@@ -278,6 +315,34 @@ class LogBackend(StateBackend, Reading):
 
         return await self._store().read(check_run_id(run_id), work)
 
+    async def rev_at_index(self, run_id: str, index: int) -> int | None:
+        """Return the save after which the run stood before its step `index`. See `Reading.rev_at_index`."""
+        return await self._store().read(check_run_id(run_id), lambda tx: _forking.arrival(tx, run_id, index))
+
+    async def fork(
+        self,
+        run_id: str,
+        rev: int,
+        new: str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        message: Message | None = None,
+    ) -> None:
+        """Make a run that begins with another's history up to save `rev`. See `Reading.fork`."""
+        store, wanted = self._store(), _forking.Wanted(check_run_id(new), changes or {}, message)
+        check_page(rev=rev)
+        if message is not None:
+            _mailbox.check(message)
+
+        def read(tx: Tx) -> _forking.Source:
+            return _forking.source(tx, run_id, rev, self.codec, wanted.changes)
+
+        def write(tx: Tx) -> None:
+            _forking.make(tx, found, wanted, self.codec, lambda tx, run: self._owner(store, tx, run) is not None)
+
+        found = await store.read(check_run_id(run_id), read)
+        await store.write(new, write)
+
     async def list_runs(
         self,
         where: Mapping[str, str] | None = None,
@@ -293,9 +358,27 @@ class LogBackend(StateBackend, Reading):
         return await self._store().read(None, lambda tx: tx.list_runs(query))
 
     async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
-        """Return how many runs there are, by `status` or `pipeline_id`."""
-        found = await self._store().read(None, lambda tx: tx.count_runs(where or {}, by))
+        """Return how many runs there are, by `status`, `pipeline_id` or `pipeline_name`."""
+        async with self._survey() as read:
+            found = await read(lambda tx: tx.count_runs(where or {}, by))
         return {name: count for name, (count, _) in found.items()}
+
+    async def failures(self, limit: int = 20) -> list[Failure]:
+        """Return what runs failed of, the newest first. See `Reading.failures`."""
+        check_page(limit=limit)
+        async with self._survey() as read:
+            failed = await read(lambda tx: tx.failed(MOST_FAILURES))
+        return grouped([(run_id, message, moment(at)) for run_id, message, at in failed], limit)
+
+    async def shapes(self) -> list[Shape]:
+        """Return which code the unfinished runs need, the most runs first. See `Reading.shapes`."""
+        async with self._survey() as read:
+            return await read(lambda tx: tx.shapes())
+
+    @contextlib.asynccontextmanager
+    async def _survey(self) -> AsyncGenerator[Read]:
+        """Give what runs readings of the whole store, which may take long."""
+        yield partial(self._store().read, None)
 
 
 def _claim(run: RunRow, state: State | None, newest: int) -> Claim:

@@ -48,14 +48,18 @@ def post(tx: Tx, run: RunRow, message: Message) -> int:
         return _checked(tx, run, there).seq
     newest = tx.newest_mail(run.key)
     seq = tx.next_mail(run.key, max(seen_of(tip), newest.seq if newest else 0))
-    at = micros(message.at)
-    facts = (
-        seq, message.id, message.kind, message.name, message.payload, message.by, message.reason, at
-    )  # fmt: skip
-    tx.put_mail(run.key, MailRow._make((*facts, mail_sum(run.run_id, newest.sum if newest else b"", facts))))
+    put(tx, run, seq, newest.sum if newest else b"", message)
     if run.status == "paused":
-        tx.set_due(run.key, micros(sooner(moment(run.due_at) if run.due_at is not None else None, moment(at))))
+        tx.set_due(run.key, micros(sooner(moment(run.due_at) if run.due_at is not None else None, message.at)))
     return seq
+
+
+def put(tx: Tx, run: RunRow, seq: int, before: bytes, message: Message) -> None:
+    """Write the message under that number, after the one with checksum `before`."""
+    facts = (
+        seq, message.id, message.kind, message.name, message.payload, message.by, message.reason, micros(message.at)
+    )  # fmt: skip
+    tx.put_mail(run.key, MailRow._make((*facts, mail_sum(run.run_id, before, facts))))
 
 
 def _refuse(tx: Tx, run: RunRow, tip: LogRow | None, message: Message) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic_core import to_json
 
 from flujo.errors import ConfigurationError
-from flujo.state.backends.base import RunSummary
+from flujo.state.backends.base import RunSummary, Shape
 
 MAX_REV = (1 << 24) - 1
 
@@ -67,6 +67,7 @@ class RunRow:
         return blake2b(text, digest_size=16).digest()
 
 
+_COLUMNS = {"status": "status", "pipeline_id": "pipeline_id", "pipeline_name": "pipeline_name", "error": "failure"}
 COLUMNS = tuple(name for name in RunRow.__slots__ if name != "digest")
 
 
@@ -139,6 +140,23 @@ def mail_sum(run_id: str, before: bytes, facts: Sequence[Any]) -> bytes:
     return blake2b(head + (b"-" if body is None else b"+" + body), digest_size=16, key=before).digest()
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What a fork shares of a run: its log up to save `rev`, whose checksum is `sum` (0: nothing, b"").
+
+    Where rows are shared: save `rev` lies under `key`, of a run with that `identity`; what that run began with lies
+    under `start`. Where they are copied: `rows`, and the `snapshot` (its rev, text and checksum), if there is one.
+    """
+
+    key: int
+    rev: int
+    identity: bytes
+    start: int
+    sum: bytes
+    rows: Sequence[LogRow] = ()
+    snapshot: tuple[int, bytes, bytes] | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunQuery:
     """Which runs to list, the most recently updated first. See `Reading.list_runs`."""
@@ -151,12 +169,12 @@ class RunQuery:
 
 
 def column(name: str) -> str:
-    """Return the name of a column that runs can be told apart by; raises ConfigurationError for any other."""
-    if name not in ("status", "pipeline_id"):
+    """Return the attribute of a run's row that runs can be told apart by; raises ConfigurationError for any other."""
+    if name not in _COLUMNS:
         raise ConfigurationError(
-            f"Runs can be told apart by status and by pipeline_id, not by {name!r}.", hint="Use one of these."
+            f"Runs can be told apart by {', '.join(_COLUMNS)}, not by {name!r}.", hint="Use one of these."
         )
-    return name
+    return _COLUMNS[name]
 
 
 class Tx(Protocol):
@@ -169,6 +187,12 @@ class Tx(Protocol):
     def drop_run(self, key: int, *, mail: bool = True) -> None: ...
     def newest(self, key: int) -> LogRow | None: ...
     def row(self, key: int, rev: int) -> LogRow | None: ...
+    def identity(self, run: RunRow, row: LogRow) -> bytes: ...
+    def arrival(self, key: int, idx: int) -> int | None: ...
+    def cut(self, run: RunRow, rev: int) -> Cut | None: ...
+    def is_there(self, cut: Cut) -> bool: ...
+    def put_fork(self, run: RunRow, cut: Cut) -> None: ...
+    def put_row(self, row: LogRow) -> None: ...
     def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]: ...
     def deltas(self, key: int, after: int, upto: int) -> list[bytes]: ...
     def append(self, row: LogRow, fence: int) -> bool: ...
@@ -182,6 +206,9 @@ class Tx(Protocol):
     def count_runs(self, where: Mapping[str, str], by: str) -> dict[str, tuple[int, int]]: ...
     def old_runs(self, status: str, before: int, limit: int) -> list[tuple[int, str, int]]: ...
     def recent(self, since: int) -> int: ...
+    def failed(self, limit: int) -> list[tuple[str, str | None, int]]: ...
+    def shapes(self) -> list[Shape]: ...
+    def owner_facts(self, run: RunRow) -> tuple[str, bool]: ...
     def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]: ...
     def next_mail(self, key: int, known: int) -> int: ...
     def put_mail(self, key: int, row: MailRow) -> None: ...

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 
 from flujo._clock import micros, moment
-from flujo.state.backends._rows import COLUMNS, MAX_REV, LogRow, MailRow, RunQuery, RunRow, column
-from flujo.state.backends.base import RunSummary
+from flujo.state.backends._loading import carried_to
+from flujo.state.backends._rows import COLUMNS, MAX_REV, Cut, LogRow, MailRow, RunQuery, RunRow, column, make_row
+from flujo.state.backends.base import UNFINISHED, RunSummary, Shape
+from flujo.state.backends.overview import counted
 
 
 class RowTx:
@@ -64,6 +67,41 @@ class RowTx:
         start = bisect_right(log, after_ended, key=lambda row: row.ended)
         found = (log[place] for place in range(start, len(log)) if log[place].records is not None)
         return list(itertools.islice(found, limit))
+
+    def identity(self, run: RunRow, row: LogRow) -> bytes:
+        """Return what the row's checksum covers of its run: here all rows are the run's own."""
+        return run.identity()
+
+    def arrival(self, key: int, idx: int) -> int | None:
+        log = self._logs.get(key, [])
+        for place in range(len(log) - 1, -1, -1):
+            if log[place].idx == idx and (place == 0 or log[place - 1].idx != idx):
+                return place + 1
+        return None
+
+    def cut(self, run: RunRow, rev: int) -> Cut | None:
+        log, snapshot = self._logs.get(run.key, []), self._snapshots.get(run.key)
+        if rev > len(log):
+            return None
+        kept = snapshot if snapshot is not None and snapshot[0] <= rev else None
+        return Cut(run.key, rev, run.identity(), run.key, log[rev - 1].sum if rev else b"", log[:rev], kept)
+
+    def is_there(self, cut: Cut) -> bool:
+        """Return whether the rows are still there: these are copies."""
+        return True
+
+    def put_fork(self, run: RunRow, cut: Cut) -> None:
+        """Put a run in that begins with these rows: what they hold is shared, and they are its own."""
+        self.put_run(run)
+        log, before = self._logs[run.key], b""
+        for row in cut.rows:
+            log.append(make_row(run.identity(), before, run.key << 24 | row.rev, *row[1:-1]))
+            before = log[-1].sum
+        if cut.snapshot is not None:
+            self._snapshots[run.key] = cut.snapshot
+
+    def put_row(self, row: LogRow) -> None:
+        self._logs[row.seq >> 24].append(row)
 
     def deltas(self, key: int, after: int, upto: int) -> list[bytes]:
         return [row.delta for row in self._logs[key][after:upto] if row.delta is not None]
@@ -160,6 +198,28 @@ class RowTx:
 
     def recent(self, since: int) -> int:
         return sum(run.updated_at >= since for run in self._saved({}))
+
+    def failed(self, limit: int) -> list[tuple[str, str | None, int]]:
+        found = sorted(self._saved({"status": "failed"}), key=_recency, reverse=True)
+        return [(run.run_id, run.error_message, run.updated_at) for run in found[:limit]]
+
+    def shapes(self) -> list[Shape]:
+        return counted(
+            (
+                (
+                    run.pipeline_id,
+                    run.pipeline_name,
+                    *carried_to(self._logs[run.key][-1].rest, run.pipeline_version, run.fingerprint),
+                ),
+                run.run_id,
+            )
+            for run in self._saved({})
+            if run.status in UNFINISHED
+        )
+
+    def owner_facts(self, run: RunRow) -> tuple[str, bool]:
+        """Return who the run's owner is, and whether another process that is alive."""
+        return f"process {os.getpid()}", False
 
     def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]:
         return [(other, run.run_id) for other, run in sorted(self._by_key.items()) if other > key][:limit]

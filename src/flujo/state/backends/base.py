@@ -17,7 +17,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flujo.errors import ConfigurationError, InvalidStateError, RunInProgressError
-from flujo.state.backends import _statemail
+from flujo.state.backends import _statemail, overview
+from flujo.state.backends.overview import Failure as Failure  # noqa: PLC0414  (part of the port)
+from flujo.state.backends.overview import Owner as Owner  # noqa: PLC0414  (part of the port)
+from flujo.state.backends.overview import Shape as Shape  # noqa: PLC0414  (part of the port)
 from flujo.state.codec import Codec
 from flujo.state.mail import Message
 from flujo.state.models import StepRecord, as_moment, as_utc
@@ -25,6 +28,7 @@ from flujo.state.models import StepRecord, as_moment, as_utc
 State = dict[str, Any]
 _fences = itertools.count(1)
 _MOST = 1 << 60  # SQL counts in 64 bits, and adds a limit to an offset
+UNFINISHED = ("running", "paused", "failed")
 _POSTING_S = 10.0  # that somebody waits for a message that is being posted by this process
 
 
@@ -119,7 +123,7 @@ class StateBackend(ABC):
     async def delete_state(self, run_id: str) -> None:
         """Forget the run; nothing happens where there is none."""
 
-    # Owning: here within this process and this object only. A backend with claims of its own overrides these four
+    # Owning: here within this process and this object only. A backend with claims of its own overrides these five
     # methods together. Its save_state then accepts save number `rev` of the owner with `fence` only after save
     # rev - 1, or if it is the newest save once more; frees the run with a status other than `running`; and refuses a
     # save without a fence, as delete_state refuses, with RunInProgressError while a live owner has the run.
@@ -168,6 +172,11 @@ class StateBackend(ABC):
         owned = self._owned()
         if owned.get(run_id) == fence:
             del owned[run_id]
+
+    async def owner(self, run_id: str) -> Owner | None:
+        """Return who has the run, also one that is dead and was not replaced yet; None where nobody has it."""
+        token = self._owned().get(run_id, 0)
+        return Owner("this process", None, True) if token > 0 else None
 
     def holds(self, run_id: str, fence: int) -> bool:
         """Return False where this process knows already that the fence is an old one."""
@@ -274,7 +283,8 @@ class Reading(ABC):
     ) -> list[RunSummary]:
         """Return runs, the most recently updated first, without payloads.
 
-        Arguments: `where` maps `status` or `pipeline_id` to the value wanted; `after` is the run_id that the page
+        Arguments: `where` maps `status`, `pipeline_id`, `pipeline_name` or `error` (the whole of what a run has failed
+        of, as its summary says) to the value wanted; `after` is the run_id that the page
         before ended with (quicker than `offset` on the hundredth page); `since`, the oldest update that counts.
         An update is a claim or a change of status. Raises ConfigurationError for a `where` of another name, and for
         a number below 0.
@@ -282,7 +292,68 @@ class Reading(ABC):
 
     @abstractmethod
     async def count_runs(self, where: Mapping[str, str] | None = None, *, by: str = "status") -> dict[str, int]:
-        """Return how many runs there are, by `status` or `pipeline_id`."""
+        """Return how many runs there are, by `status`, `pipeline_id` or `pipeline_name`."""
+
+    async def failures(self, limit: int = 20) -> list[Failure]:
+        """Return what runs failed of, the newest first, of the newest 10,000 that have failed.
+
+        Failures of one type are alike if their texts are but for numbers, ids and paths: see `overview.alike`.
+        """
+        check_page(limit=limit)
+        failed = await self.list_runs({"status": "failed"}, limit=overview.MOST_FAILURES)
+        return overview.grouped([(run.run_id, run.error_message, run.updated_at) for run in failed], limit)
+
+    async def shapes(self) -> list[Shape]:
+        """Return which code the unfinished runs need: those that are running, paused or failed, the most runs first."""
+        found: list[tuple[tuple[str, str, str, str | None], str]] = []
+        for status in UNFINISHED:
+            last: str | None = None
+            while page := await self.list_runs({"status": status}, after=last):
+                last = page[-1].run_id
+                for run in page:
+                    state = await self.load_at(run.run_id) or {}
+                    facts = (run.pipeline_id, run.pipeline_name, run.pipeline_version, state.get("fingerprint"))
+                    found.append((facts, run.run_id))
+        return overview.counted(found)
+
+    async def rev_at_index(self, run_id: str, index: int) -> int | None:
+        """Return the number of the save after which the run stood before its step `index` (from 0), before anything
+        of that step was saved; 0 for the first step, and None where the run has not come that far.
+        """
+        newest = await self.load_at(run_id)
+        if newest is None or not 0 <= index <= newest["current_step_index"]:
+            return None
+        low, high = 0, newest["rev"]
+        while index and high - low > 1:
+            middle = (low + high) // 2
+            state = await self.load_at(run_id, middle)
+            if state is not None and state["current_step_index"] >= index:
+                high = middle
+            else:
+                low = middle
+        return high if index else 0
+
+    async def fork(
+        self,
+        run_id: str,
+        rev: int,
+        new: str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        message: Message | None = None,
+    ) -> None:
+        """Make a run `new` that has come as far as `run_id` had after save `rev` (0: nowhere), and that nobody has.
+
+        Its history up to there is a reference to the other's, and stays when that is deleted. It is all or nothing.
+        Arguments: `changes`, fields of its first own state that differ (`pipeline_context`, `last_step_output`);
+        `message`, put into its mailbox as one that it has read. Its state says `forked_from` (a run_id and a rev) and
+        `inherited`, how many of its records are the other's: these are not its to undo.
+        Raises RunNotFoundError, RunExistsError; ConfigurationError where the backend cannot do it.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot fork a run from an older save.",
+            hint="Use SQLiteBackend, or override `fork`: see flujo.state.backends.base.Reading.",
+        )
 
 
 def check_page(**numbers: int | None) -> None:

@@ -190,6 +190,11 @@ class ReadingTests(SuiteBase):
             times = [state["created_at"], state["updated_at"]]
             same([run.created_at, run.updated_at], times, f"the times in the listing of the run that {run_id}")
             expect(run.execution_time_ms >= 0, f"execution_time_ms is {run.execution_time_ms}.")
+        for where, wanted in (
+            ({"error": "OSError: the line is down"}, ["failed"]), ({"error": "OSError"}, []),
+            ({"pipeline_name": NAME}, ["completed", "failed"]), ({"pipeline_name": "none"}, []),
+        ):  # fmt: skip
+            same(sorted(finish(_names(backend, where))), wanted, f"list_runs({where})")
 
     def test_runs_are_counted(self, tmp_path: Path) -> None:
         """`count_runs` counts by status or pipeline, of all runs or of some."""

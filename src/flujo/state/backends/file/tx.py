@@ -58,10 +58,15 @@ class FileTx(RowTx):
         return self._draw()
 
     def owner_of(self, run: RunRow) -> str | None:
+        who, alive = self.owner_facts(run)
+        return who if alive else None
+
+    def owner_facts(self, run: RunRow) -> tuple[str, bool]:
         owner = self.found.owner if self.found else None
         if owner is None or owner["id"] != run.owner:
-            return None
-        return f"process {owner['pid']} on {owner['host']}" if self._sidecar.alive(owner["id"]) else None
+            return "a process that is gone", False
+        mine = owner["id"] == self.me  # never to be asked after
+        return f"process {owner['pid']} on {owner['host']}", not mine and self._sidecar.alive(owner["id"])
 
     def result(self) -> RunFile | None:
         """Return what the file is to hold now, or None where it is to be deleted."""

@@ -9,7 +9,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal, TypeVar
 
 from flujo.errors import ConfigurationError
-from flujo.state.backends._admin import AdminQueries, Read
+from flujo.state.backends._admin import AdminQueries
+from flujo.state.backends._log import Read
 from flujo.state.backends._service import Service
 from flujo.state.backends._stores import StoredBackend
 from flujo.state.backends.sqlite import upkeep

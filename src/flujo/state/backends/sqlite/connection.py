@@ -28,9 +28,9 @@ def _script(name: str) -> str:
     return (get_data(__name__, name) or b"").decode()
 
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # How to come from each older version to the next: SQL by the version that it starts from. New stores go the same way.
-MIGRATIONS: dict[int, str] = {1: _script("mail.sql")}
+MIGRATIONS: dict[int, str] = {1: _script("mail.sql"), 2: _script("fork.sql")}
 Connect = Callable[[str], sqlite3.Connection]
 _PREFIX = "flujo_"
 

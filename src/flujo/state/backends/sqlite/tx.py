@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from pkgutil import get_data
 from typing import Any
 
 from flujo._clock import micros, moment
-from flujo.errors import StateCorruptedError
 from flujo.state.backends._ledger import Save
-from flujo.state.backends._loading import hidden
-from flujo.state.backends._rows import COLUMNS, LogRow, MailRow, RunQuery, RunRow, column
+from flujo.state.backends._loading import carried_to, hidden
+from flujo.state.backends._rows import COLUMNS, Cut, LogRow, MailRow, RunQuery, RunRow, column
 from flujo.state.backends._sidecar import Sidecar, boot_id, machine_id
-from flujo.state.backends.base import RunSummary
+from flujo.state.backends.base import UNFINISHED, RunSummary, Shape
+from flujo.state.backends.overview import counted
+from flujo.state.backends.sqlite.log import SQL, LogTx, check_kinds
 from flujo.state.models import STATUSES
 
 LEASE_US = 30_000_000
-# The tables are STRICT: another type than these (s text, i integer, b bytes, capital: or NULL) is damage.
-_RUN_KINDS, _LOG_KINDS, _MAIL_KINDS = "issssISBisiiSIIIIiii", "iisiiiiiBBBbBb", "isssBSSib"
+_RUN_KINDS, _MAIL_KINDS = "issssISBisiiSIIIIiii", "isssBSSib"
 _RENEWED = tuple(name for name in COLUMNS if name not in ("fingerprint", "input"))
+_COLUMNS_SQL = {name: f"r.{name}" for name in COLUMNS}
+_COLUMNS_SQL["failure"] = "iif(r.status = 'running', NULL, r.error_message)"
 _BEYOND = (1 << 63) - 1  # no message has this number
-_CLASSES = {"s": (str,), "i": (int,), "b": (bytes,)}
-_sound: set[tuple[str, tuple[type, ...]]] = set()
 
 
-def _statements() -> dict[str, str]:
-    text = (get_data(__name__, "tx.sql") or b"").decode()
-    blocks = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)[1:]
-    return {name: body.strip() for name, body in zip(blocks[::2], blocks[1::2], strict=True)}
-
-
-SQL = _statements()
 _APPEND = SQL["append"]
 
 
-class SQLiteTx:
+class SQLiteTx(LogTx):
     """The statements on one connection. `me` is this process's owner number, or None before its first claim.
 
     Without `sidecar` and `fences` it only reads.
@@ -46,22 +37,18 @@ class SQLiteTx:
     def __init__(
         self, connection: sqlite3.Connection, sidecar: Sidecar | None = None, fences: Callable[[], int] | None = None
     ) -> None:
-        self._execute = connection.execute
+        super().__init__(connection.execute)
         self._executemany = connection.executemany
         self._sidecar = sidecar
         self._draw = fences
         self.me: int | None = None
-        self.dropped = 0  # pages that deleting has changed, about
-
-    def _one(self, name: str, *values: Any) -> Any:
-        return self._execute(SQL[name], values).fetchone()
 
     def find(self, run_id: str) -> RunRow | None:
         found = self._one("find", run_id)
         if found is None:
             self._check_beside(run_id)
             return None
-        _check_kinds(_RUN_KINDS, found, run_id)
+        check_kinds(_RUN_KINDS, found, run_id)
         return RunRow(**dict(zip(COLUMNS, found, strict=True)))
 
     def put_run(self, run: RunRow) -> None:
@@ -73,6 +60,12 @@ class SQLiteTx:
             (run.key,) = self._execute(SQL["insert_run"], values).fetchone()
             self._execute(SQL["insert_start"], (run.key, run.fingerprint, run.input))
 
+    def put_fork(self, run: RunRow, cut: Cut) -> None:
+        values = [getattr(run, name) for name in _RENEWED]
+        values[0] = None
+        (run.key,) = self._execute(SQL["insert_run"], values).fetchone()
+        self._execute(SQL["put_fork"], (run.key, cut.key, cut.rev, cut.start, cut.identity))
+
     def _check_beside(self, run_id: str) -> None:
         """Raise StateCorruptedError where the run may be there, but an index entry beside its own hides it.
 
@@ -82,51 +75,6 @@ class SQLiteTx:
             if indexed != stored:
                 raise hidden(str(indexed if stored is None else stored))
 
-    def drop_run(self, key: int, *, mail: bool = True) -> None:
-        self._execute(SQL["drop_run"], (key,))
-        if mail:
-            self._execute(SQL["drop_mail"], (key,))
-        self._execute(SQL["drop_start"], (key,))
-        rows = self._execute(SQL["drop_log"], (key, key)).rowcount
-        self._execute(SQL["drop_snapshot"], (key, key))
-        self.dropped += 4 + rows // 8
-
-    def newest(self, key: int) -> LogRow | None:
-        return _log_row(self._one("newest", key, key))
-
-    def row(self, key: int, rev: int) -> LogRow | None:
-        return _log_row(self._one("row", key << 24 | rev))
-
-    def rows(self, key: int, after_ended: int, limit: int | None) -> list[LogRow]:
-        start = self._first_beyond(key, after_ended) if after_ended > 0 else key << 24
-        found = self._execute(SQL["rows"], (start, key, after_ended, -1 if limit is None else limit))
-        return [row for row in map(_log_row, found) if row is not None]
-
-    def _first_beyond(self, key: int, ended: int) -> int:
-        """Return the seq of the first row with more records than that, or the one after the newest.
-
-        Looks from the end, in strides that grow: what it costs depends on what comes after, not on the run.
-        """
-        newest = self._one("newest_seq", key, key)[0] or key << 24
-        high, low, stride = newest + 1, newest, 1
-        while low > key << 24 and self._ended(low) > ended:
-            high, low, stride = low, max(key << 24, newest - stride), stride * 2
-        while high - low > 1:
-            middle = (low + high) // 2
-            if self._ended(middle) > ended:
-                high = middle
-            else:
-                low = middle
-        return high
-
-    def _ended(self, seq: int) -> int:
-        """Return how many records there were after that save; one that is damaged or gone is as if it were too old."""
-        found = self._one("ended", seq)
-        return found[0] if found is not None and isinstance(found[0], int) else -1
-
-    def deltas(self, key: int, after: int, upto: int) -> list[bytes]:
-        return [row[0] for row in self._execute(SQL["deltas"], (key << 24 | after, key << 24 | upto))]
-
     def append(self, row: LogRow, fence: int) -> bool:
         return self._execute(_APPEND, (*row, fence)).rowcount == 1
 
@@ -135,12 +83,8 @@ class SQLiteTx:
         values = [(*save.row, save.held.fence) for save in saves]
         return self._executemany(_APPEND, values).rowcount == len(saves)
 
-    def snapshot(self, key: int, rev: int) -> tuple[bytes, bytes] | None:
-        found: tuple[bytes, bytes] | None = self._one("snapshot", key << 24 | rev)
-        return found
-
     def put_snapshot(self, seq: int, text: bytes, check: bytes) -> None:
-        self._execute(SQL["drop_snapshot"], (seq >> 24, seq >> 24))
+        self._execute(SQL["drop_snapshot"], (seq >> 24 << 24, seq >> 24))
         self._execute(SQL["put_snapshot"], (seq, text, check))
 
     def finish(self, key: int, fence: int, row: LogRow, error: str | None, due: int | None) -> None:
@@ -154,11 +98,16 @@ class SQLiteTx:
         return self._draw()
 
     def owner_of(self, run: RunRow) -> str | None:
+        who, alive = self.owner_facts(run)
+        return who if alive else None
+
+    def owner_facts(self, run: RunRow) -> tuple[str, bool]:
         found = self._one("owner", run.owner)
         if found is None or run.owner is None:
-            return None
+            return "a process that is gone", False
         machine, boot, beat_at, host, pid = found
-        return f"process {pid} on {host}" if self._lives(run.owner, machine, boot, beat_at) else None
+        mine = run.owner == self.me  # never to be asked after
+        return f"process {pid} on {host}", not mine and self._lives(run.owner, machine, boot, beat_at)
 
     def _lives(self, owner: int, machine: str, boot: str, beat_at: int) -> bool:
         """Return whether that owner, another process, is alive. See `_sidecar`."""
@@ -171,7 +120,7 @@ class SQLiteTx:
     def list_runs(self, query: RunQuery) -> list[RunSummary]:
         values: dict[str, Any] = dict(query.where)
         values |= {"limit": query.limit, "offset": query.offset, "most": query.limit + query.offset}
-        shared = [f"r.{column(name)} = :{name}" for name in query.where if name != "status"]
+        shared = [f"{_COLUMNS_SQL[column(name)]} = :{name}" for name in query.where if name != "status"]
         if query.since is not None:
             shared.append("r.updated_at >= :since")
             values["since"] = micros(query.since)
@@ -191,8 +140,8 @@ class SQLiteTx:
         return [_summary(row) for row in found]
 
     def count_runs(self, where: Mapping[str, str], by: str) -> dict[str, tuple[int, int]]:
-        filters = " AND ".join(f"r.{column(name)} = :{name}" for name in where) or "1"
-        sql = SQL["count_runs"].replace("{filter}", filters).replace("{by}", column(by))
+        filters = " AND ".join(f"{_COLUMNS_SQL[column(name)]} = :{name}" for name in where) or "1"
+        sql = SQL["count_runs"].replace("{filter}", filters).replace("{by}", _COLUMNS_SQL[column(by)])
         return {name: (count, busy) for name, count, busy in self._execute(sql, dict(where))}
 
     def old_runs(self, status: str, before: int, limit: int) -> list[tuple[int, str, int]]:
@@ -200,6 +149,17 @@ class SQLiteTx:
 
     def recent(self, since: int) -> int:
         return sum(self._one("recent", status, since)[0] for status in STATUSES)
+
+    def failed(self, limit: int) -> list[tuple[str, str | None, int]]:
+        return self._execute(SQL["failed"], (limit,)).fetchall()
+
+    def shapes(self) -> list[Shape]:
+        pieces = [SQL["shapes"].replace("{status}", status).replace("{saved}", _saved(status)) for status in UNFINISHED]
+        # Counted here: SQL would sort the fingerprints, which takes twice as long where they are long.
+        return counted(
+            ((by, name, *carried_to(rest, version, fingerprint)), run_id)
+            for by, name, version, fingerprint, run_id, rest in self._execute(" UNION ALL ".join(pieces))
+        )
 
     def runs_after(self, key: int, limit: int) -> list[tuple[int, str]]:
         return self._execute(SQL["runs_after"], (key, limit)).fetchall()
@@ -231,7 +191,7 @@ class SQLiteTx:
     def _mail(self, name: str, key: int, *values: Any) -> list[MailRow]:
         found = self._execute(SQL[name], (key, *values)).fetchall()
         for row in found:
-            _check_kinds(_MAIL_KINDS, row, f"number {key}")
+            check_kinds(_MAIL_KINDS, row, f"number {key}")
         return list(map(MailRow._make, found))
 
     def count_mail(self, key: int, after: int) -> int:
@@ -266,28 +226,6 @@ class SQLiteTx:
     def beat(self) -> None:
         """Renew this process's lease."""
         self._execute(SQL["beat"], (now_us(), self.me))
-
-
-def _check_kinds(kinds: str, found: tuple[Any, ...], run: object) -> None:
-    """Raise StateCorruptedError where a value has a type that its column cannot hold."""
-    classes = tuple(map(type, found))
-    if (kinds, classes) in _sound:
-        return
-    for kind, value in zip(kinds, found, strict=True):
-        if not (isinstance(value, _CLASSES[kind.lower()]) or (value is None and kind.isupper())):
-            raise StateCorruptedError(
-                f"The state of run {run!r} is damaged: a column of its row holds a {type(value).__name__}.",
-                hint="Restore the store from a backup; `PRAGMA integrity_check` says more.",
-                run_id=run,
-            )
-    _sound.add((kinds, classes))
-
-
-def _log_row(found: tuple[Any, ...] | None) -> LogRow | None:
-    if found is None:
-        return None
-    _check_kinds(_LOG_KINDS, found, f"number {found[0] >> 24}" if isinstance(found[0], int) else "?")
-    return LogRow(*found)
 
 
 def _saved(status: str) -> str:

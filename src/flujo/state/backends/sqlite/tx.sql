@@ -1,7 +1,9 @@
 -- name: find
-SELECT key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, fingerprint, input, created_at,
+SELECT r.key, run_id, pipeline_id, pipeline_name, pipeline_version, total_steps, fingerprint, input, created_at,
        status, rev, updated_at, error_message, due_at, fence, owner, claimed_at, claim_rev, crashes, busy
-FROM flujo_run LEFT JOIN flujo_start USING (key) WHERE run_id = ?
+FROM flujo_run AS r
+LEFT JOIN flujo_start AS s ON s.key = coalesce((SELECT start FROM flujo_fork WHERE key = r.key), r.key)
+WHERE run_id = ?
 
 -- name: insert_run
 INSERT INTO flujo_run
@@ -33,10 +35,35 @@ DELETE FROM flujo_run WHERE key = ?
 DELETE FROM flujo_start WHERE key = ?
 
 -- name: drop_log
-DELETE FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24
+DELETE FROM flujo_log WHERE seq > ? AND seq < (? + 1) << 24
 
 -- name: drop_snapshot
-DELETE FROM flujo_snapshot WHERE seq > ? << 24 AND seq < (? + 1) << 24
+DELETE FROM flujo_snapshot WHERE seq > ? AND seq < (? + 1) << 24
+
+-- name: fork
+SELECT parent, rev, start, identity FROM flujo_fork WHERE key = ?
+
+-- name: put_fork
+INSERT INTO flujo_fork (key, parent, rev, start, identity) VALUES (?, ?, ?, ?, ?)
+
+-- name: drop_fork
+DELETE FROM flujo_fork WHERE key = ?
+
+-- name: shared
+SELECT max(rev) FROM flujo_fork WHERE parent = ?
+
+-- name: is_run
+SELECT 1 FROM flujo_run WHERE key = ?
+
+-- name: has_start
+SELECT 1 FROM flujo_start WHERE key = ?
+
+-- name: put_row
+INSERT INTO flujo_log VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+
+-- name: arrival
+SELECT max(seq) FROM flujo_log AS l WHERE seq > ?1 << 24 AND seq <= ?1 << 24 | ?2 AND idx = ?3
+AND NOT EXISTS (SELECT 1 FROM flujo_log WHERE seq = l.seq - 1 AND idx = l.idx)
 
 -- name: newest
 SELECT * FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24 ORDER BY seq DESC LIMIT 1
@@ -45,7 +72,7 @@ SELECT * FROM flujo_log WHERE seq > ? << 24 AND seq < (? + 1) << 24 ORDER BY seq
 SELECT * FROM flujo_log WHERE seq = ?
 
 -- name: rows
-SELECT * FROM flujo_log WHERE seq >= ? AND seq < (? + 1) << 24 AND ended > ? AND records IS NOT NULL
+SELECT * FROM flujo_log WHERE seq >= ? AND seq <= ? AND ended > ? AND records IS NOT NULL
 ORDER BY seq LIMIT ?
 
 -- name: newest_seq
@@ -110,10 +137,23 @@ JOIN flujo_log AS h
 ORDER BY f.updated_at DESC, f.key DESC
 
 -- name: count_runs
-SELECT r.{by}, count(*), sum(r.busy) FROM flujo_run AS r
+SELECT {by}, count(*), sum(r.busy) FROM flujo_run AS r
 WHERE (r.status <> 'running' OR EXISTS (SELECT 1 FROM flujo_log WHERE seq > r.key << 24 AND seq < (r.key + 1) << 24))
   AND {filter}
 GROUP BY 1
+
+-- name: failed
+SELECT run_id, error_message, updated_at FROM flujo_run WHERE status = 'failed'
+ORDER BY updated_at DESC, key DESC LIMIT ?
+
+-- name: shapes
+SELECT r.pipeline_id, r.pipeline_name, r.pipeline_version, s.fingerprint, r.run_id, (
+    SELECT iif(instr(rest, CAST('"migrated"' AS BLOB)), rest, NULL) FROM flujo_log
+    WHERE seq > r.key << 24 AND seq < (r.key + 1) << 24 ORDER BY seq DESC LIMIT 1
+)
+FROM flujo_run AS r
+LEFT JOIN flujo_start AS s ON s.key = coalesce((SELECT start FROM flujo_fork WHERE key = r.key), r.key)
+WHERE r.status = '{status}' AND {saved}
 
 -- name: old_runs
 SELECT key, run_id, rev FROM flujo_run WHERE status = ? AND updated_at < ? ORDER BY updated_at LIMIT ?

@@ -82,7 +82,8 @@ def integrity(path: str) -> list[str]:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             found = [row[0] for row in connection.execute("PRAGMA integrity_check(20)") if row[0] != "ok"]
             lost = connection.execute(
-                "SELECT DISTINCT seq >> 24 FROM flujo_log WHERE seq >> 24 NOT IN (SELECT key FROM flujo_run) LIMIT 20"
+                "SELECT DISTINCT seq >> 24 FROM flujo_log WHERE seq >> 24 NOT IN (SELECT key FROM flujo_run)"
+                " AND seq >> 24 NOT IN (SELECT parent FROM flujo_fork) LIMIT 20"  # what a fork shares stays
             )
             found += [f"{path}: there are saves of a run number {key}, but no such run." for (key,) in lost]
             lost = connection.execute(

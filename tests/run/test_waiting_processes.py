@@ -65,6 +65,12 @@ class Elsewhere:
             while not waits_of((await self.backend.load_state(RUN) or {}).get("waiting")):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
 
+    async def stop(self) -> None:
+        """Stop the owner where it writes nothing: whoever is stopped with the store's lock keeps all others waiting."""
+        await self.asks()  # that is the last that it saves before it is told anything
+        await self.backend._store().write(RUN, lambda tx: None)  # and its lock is free again
+        os.kill(self.pid, signal.SIGSTOP)
+
     async def comes(self, what: str) -> None:
         """Wait until that is written down."""
         async with asyncio.timeout(PATIENCE_S):
@@ -175,7 +181,7 @@ def test_the_owner_dies_before_it_hears(forks: Forks, board: Switchboard, tmp_pa
     there = Elsewhere(forks, board, tmp_path / "run", kind)
 
     async def main() -> Result:
-        os.kill(there.pid, signal.SIGSTOP)
+        await there.stop()
         cancelling = asyncio.ensure_future(there.flow.cancel_async(RUN, by="ann"))  # type: ignore[arg-type]
         async with asyncio.timeout(PATIENCE_S):
             while not await there.backend.mail(RUN):  # noqa: ASYNC110  (the store rings no event)
@@ -195,7 +201,7 @@ def test_the_owner_dies_before_it_hears(forks: Forks, board: Switchboard, tmp_pa
 def test_the_owner_dies_paused(forks: Forks, board: Switchboard, tmp_path: Path, kind: str) -> None:
     """A pause that the owner has not lived to obey is obeyed by the next who takes the run up."""
     there = Elsewhere(forks, board, tmp_path / "run", kind)
-    os.kill(there.pid, signal.SIGSTOP)
+    asyncio.run(there.stop())
     there.flow.pause(RUN, by="ann")
     forks.kill(there.pid)
     result = there.flow.run(run_id=RUN)

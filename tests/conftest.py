@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator
 
 import hypothesis
@@ -12,7 +13,7 @@ SLOW = 0.25  # s; from here on a test belongs under `slow`
 TOO_SLOW = 2.0  # s; not marked, it fails. Eight times as much, since the machine may be shared
 
 # A developer's own store must neither be used by a test nor change what one sees.
-for _name in [name for name in os.environ if name.startswith("FLUJO_")]:
+for _name in [name for name in os.environ if name.startswith("FLUJO_") and name != "FLUJO_TEST_POSTGRES"]:
     del os.environ[_name]
 
 # A deadline measures the machine's neighbours. In CI the same examples run each time.
@@ -39,6 +40,13 @@ def pytest_runtest_makereport(
             f"or mark it with @pytest.mark.slow, which is due from {SLOW} s on."
         )
     return report
+
+
+def pytest_sessionfinish() -> None:
+    """Delete what tests have made on a PostgreSQL server that is not theirs."""
+    served = sys.modules.get("tests.support.postgres")
+    if served is not None:
+        served.sweep()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -60,10 +60,10 @@ PUBLIC_NAMES: list[str] = [
 ]
 
 # Imports inside functions, as "file:imported module": for optional extras, each in one place.
-LATE_IMPORTS: set[str] = set()
+LATE_IMPORTS: set[str] = {"src/flujo/state/uri.py:flujo.state.backends.postgres"}
 
 # A stack of tools that is not installed with the library: these modules may fail to import without it.
-NEEDS_AN_EXTRA: tuple[str, ...] = ()
+NEEDS_AN_EXTRA: tuple[str, ...] = ("flujo.state.backends.postgres",)
 
 
 def sources() -> list[Path]:

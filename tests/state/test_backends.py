@@ -26,12 +26,12 @@ from flujo.errors import (
 )
 from flujo.state import open_backend
 from flujo.state.backends.sqlite import SQLiteBackend
-from tests.support.backends import KINDS, OURS, Place
+from tests.support.backends import KINDS, OURS, SERVED, Place
 from tests.support.pipelines import T0, abc, by_hand, new_run
 from tests.support.saves import plain, saved, take, wait
 
 
-@pytest.fixture(params=OURS)
+@pytest.fixture(params=SERVED)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     found = Place(request.param, tmp_path)
     yield found

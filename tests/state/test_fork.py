@@ -27,14 +27,14 @@ from flujo.errors import (
 from flujo.state.backends.base import Reading
 from flujo.state.backends.sqlite import connection as opening
 from flujo.state.mail import Message
-from tests.support.backends import OURS, Place, query
+from tests.support.backends import SERVED, Place, query
 from tests.support.reference_backends import Readable
 from tests.support.saves import saved, take, wait
 
 TABLES = ("flujo_run", "flujo_log", "flujo_start", "flujo_fork", "flujo_snapshot", "flujo_mail")
 
 
-@pytest.fixture(params=OURS)
+@pytest.fixture(params=SERVED)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     """A store of each kind that has forks."""
     found = Place(request.param, tmp_path)

@@ -29,7 +29,7 @@ from flujo.errors import (
 from flujo.state import mail as mails
 from flujo.state.mail import Message, Wait, answer_id, token
 from flujo.state.models import StepRecord
-from tests.support.backends import KINDS, OURS, THEIRS, Place
+from tests.support.backends import KINDS, OURS, SERVED, THEIRS, Place
 from tests.support.pipelines import T0, by_hand, new_run
 from tests.support.saves import saved, take, wait
 
@@ -43,7 +43,7 @@ def any_place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]
     found.close()
 
 
-@pytest.fixture(params=OURS)
+@pytest.fixture(params=SERVED)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     found = Place(request.param, tmp_path)
     yield found

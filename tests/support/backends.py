@@ -11,8 +11,10 @@ from typing import Any
 
 from flujo import InMemoryBackend, SQLiteBackend, StateBackend
 from flujo.state.backends.file import FileBackend
+from tests.support import postgres
 
 OURS = ("memory", "sqlite", "file")
+SERVED = (*OURS, "postgres")  # for the tests of the port: a schema for each test takes its time
 THEIRS = ("by-reference", "as-text", "copying")
 KINDS = OURS + THEIRS
 
@@ -66,6 +68,8 @@ class Place:
         self.data: dict[str, Any] = {}
         self._memory = InMemoryBackend()
         self._opened: list[StateBackend] = []
+        if kind == "postgres":
+            postgres.dsn()  # the first one starts the server
 
     def open(self) -> StateBackend:
         """Return a backend on the store."""
@@ -75,6 +79,10 @@ class Place:
             backend = SQLiteBackend(self.file, durability="process")  # what is tested here does not cut the power
             self._opened.append(backend)
             return backend
+        if self.kind == "postgres":
+            served = postgres.backend_of(self.file)
+            self._opened.append(served)
+            return served
         if self.kind == "file":
             files = FileBackend(self.file, durability="process")
             self._opened.append(files)
@@ -95,6 +103,8 @@ class Place:
         """Return all that lies in the store, to be compared."""
         if self.kind == "sqlite":
             return dump(self.file)
+        if self.kind == "postgres":
+            return postgres.dump(self.file)
         if self.kind == "file":
             return {path.name: path.read_bytes() for path in sorted(self.file.rglob("*.json"))}
         if self.kind == "memory":

@@ -76,6 +76,7 @@ class Service:
         self._behind = 0  # jobs that nobody waits for, but that nothing may overtake
         self._looking = False  # whether the thread looks for mail; it ends that when nobody asks for it any more
         self._look_at = 0.0  # when the thread does so next, monotonic
+        self.look_s: float | None = None  # between looks, where it is not the usual time
         self._beat_at = time.monotonic() + _BEAT_S
         self.ended = threading.Event()
 
@@ -237,7 +238,7 @@ class Service:
 
     def _look(self) -> None:
         """Ring the owners whose runs may have new mail."""
-        self._look_at = time.monotonic() + _LOOK_S
+        self._look_at = time.monotonic() + (self.look_s or _LOOK_S)
         self._looking = False  # before the list is made: who comes onto it afterwards wakes this thread again
         watched = {run_id: held for run_id, held in list(self.held.items()) if held.wake is not None}
         self._looking = self._looking or bool(watched)

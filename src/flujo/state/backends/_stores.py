@@ -1,6 +1,6 @@
 """The stores that are open in this process: one a place, however many backend objects there are.
 
-`StoredBackend` is what the backends on such a store share.
+`SharedBackend` is what the backends on such a store share; a `StoredBackend`'s lies at a path.
 """
 
 from __future__ import annotations
@@ -102,27 +102,23 @@ os.register_at_fork(
 )
 
 
-class StoredBackend(LogBackend):
-    """A backend on a store that lies at a path. Backends on one path share the store, which is opened at its first use.
+class SharedBackend(LogBackend):
+    """A backend on a store that all backends of this process on the same place share. It is opened at its first use.
 
-    Arguments: `path`; `options`, what all backends on that path must agree on; `codec`, None for the default one.
+    Arguments: `place`, what the store is known by; `options`, what all backends on that place must agree on; `shown`,
+    what errors call it; `codec`, None for the default one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], options: tuple[Any, ...], codec: Codec | None) -> None:
+    def __init__(self, place: str, options: tuple[Any, ...], shown: str, codec: Codec | None) -> None:
         super().__init__(codec)
-        self.path = Path(path)
-        try:
-            self._real = os.path.realpath(path)
-        except ValueError as error:
-            raise ConfigurationError(f"{path!r} is no path ({error}).", hint="Give another one.") from error
-        self._options = options
+        self._real, self._options, self._shown = place, options, shown
         self._current: Service | None = None
         self._closed = False
         self._entering: dict[int, threading.Lock] = {}  # by process: a forked one may find the other's locked
-        self._finalizer: weakref.finalize[[Service], StoredBackend] | None = None
+        self._finalizer: weakref.finalize[[Service], SharedBackend] | None = None
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.path)!r})"
+        return f"{type(self).__name__}({self._shown!r})"
 
     def _make(self) -> Service:
         raise NotImplementedError
@@ -133,7 +129,7 @@ class StoredBackend(LogBackend):
             return store
         if self._closed:
             raise BackendClosedError(
-                f"The backend on {self.path} is closed.", hint="Make a new one.", path=str(self.path)
+                f"The backend on {self._shown} is closed.", hint="Make a new one.", path=self._shown
             )
         with self._entering.setdefault(stores.pid, threading.Lock()):
             if self._current is None or self._current.pid != stores.pid:
@@ -154,3 +150,18 @@ class StoredBackend(LogBackend):
                     give_back(store, held)
         if self._finalizer is not None and self._finalizer.alive:
             await asyncio.to_thread(self._finalizer)
+
+
+class StoredBackend(SharedBackend):
+    """A backend on a store that lies at a path.
+
+    Arguments: `path`; `options`, what all backends on that path must agree on; `codec`, None for the default one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], options: tuple[Any, ...], codec: Codec | None) -> None:
+        self.path = Path(path)
+        try:
+            place = os.path.realpath(path)
+        except ValueError as error:
+            raise ConfigurationError(f"{path!r} is no path ({error}).", hint="Give another one.") from error
+        super().__init__(place, options, str(self.path), codec)

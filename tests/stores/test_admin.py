@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,12 @@ def test_runs_of_the_same_moment_have_an_order(backend: SQLiteBackend) -> None:
 
 def test_get_failed_workflows(backend: SQLiteBackend) -> None:
     """Those of the last hours, the newest first, with what went wrong; fractions of an hour count."""
-    for hours in (0.1, 1, 5, 23.5, 24.5, 100):
-        old(backend, f"{hours}", "failed", timedelta(hours=hours), error={"type": "OSError", "text": f"{hours}"})
+    now = datetime.now(UTC)  # not that of the import: a whole run of the tests takes minutes
+    for hours in (0.1, 1, 5, 23.9, 24.1, 100):
+        ago, error = timedelta(hours=hours), {"type": "OSError", "text": f"{hours}"}
+        old(backend, f"{hours}", "failed", ago, error=error, updated_at=now - ago)
         old(backend, f"completed {hours}", "completed", timedelta(hours=hours))
-    assert names(asyncio.run(backend.get_failed_workflows())) == ["0.1", "1", "5", "23.5"]
+    assert names(asyncio.run(backend.get_failed_workflows())) == ["0.1", "1", "5", "23.9"]
     assert names(asyncio.run(backend.get_failed_workflows(hours_back=0.5))) == ["0.1"]
     assert names(asyncio.run(backend.get_failed_workflows(1000)))[-1] == "100"
     assert asyncio.run(backend.get_failed_workflows(2))[1]["error_message"] == "OSError: 1"
